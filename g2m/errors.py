@@ -1,0 +1,40 @@
+"""The one error g2m raises for a user's mistake, and did-you-mean for wrong names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class G2MError(ValueError):
+    """A mistake the user can mend: the message names the argument, what was expected, what was got, what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
+    match = get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def choose(argument: str, value: str, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``choices``; otherwise raise :class:`G2MError` with the nearest match."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    raise G2MError(f"{argument}: expected one of {', '.join(map(str, choices))} (got {value!r}).{nearest(value, choices)}")
+
+
+def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise :class:`G2MError` on the first key of ``given`` that is not in ``allowed``, with the nearest match."""
+    allowed = sorted(allowed)
+    for key in given:
+        if key not in allowed:
+            raise G2MError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Known keys: {', '.join(allowed)}.")
+
+
+def check_range(argument: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
+    """Return ``value`` if it lies in [low, high] ((low, high] with ``open_low``); otherwise raise :class:`G2MError`."""
+    if isinstance(value, (int, float)) and low <= value <= high and not (open_low and value == low):
+        return value
+    bracket = "(" if open_low else "["
+    raise G2MError(f"{argument}: expected a number in {bracket}{low}, {high}] (got {value!r}).")

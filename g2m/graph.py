@@ -1,0 +1,382 @@
+"""The graph: one validated view of node features, edges, labels and a split."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.utils import coalesce, contains_self_loops, remove_self_loops, subgraph
+
+from g2m.errors import G2MError, check_keys, check_range, choose
+
+if TYPE_CHECKING:
+    import networkx
+    from torch_geometric.data import Data
+
+SETTINGS = ("transductive", "inductive")
+METRICS = ("accuracy", "rocauc")
+PARTS = ("train", "val", "test", "unseen")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph:
+    """A node-classification graph, checked on construction and never changed afterwards.
+
+    Args:
+        x: node features ``[N, F]``; converted to float32. NaN and infinity are refused.
+        edge_index: ``[2, E]`` node ids, source row first; converted to int64, duplicates merged. An undirected
+            graph holds both arcs.
+        y: labels ``[N]`` (or ``[N, 1]``), integers from 0; -1 marks an unlabelled node.
+        split: node ids (or boolean masks ``[N]``) under ``train``, ``val``, ``test``; parts do not overlap.
+            ``unseen``, a part of ``test``, is present in the inductive setting only.
+        name: what reports and errors call the graph.
+        num_classes: number of classes; default ``max(y) + 1``.
+        metric: ``"accuracy"`` (default) or ``"rocauc"`` (two classes).
+        keep_loops: keep self-loops given in ``edge_index``; by default they are dropped, every model adds its own.
+        node_id: ids ``[N]`` of the nodes in the graph this one was cut from; default ``0 … N-1``.
+
+    Raises:
+        G2MError: on any of the above not holding; the message names the argument and the first offender.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    y: Tensor
+    split: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "graph"
+    num_classes: int | None = None
+    metric: str = "accuracy"
+    keep_loops: bool = False
+    node_id: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        def put(key: str, value: Any) -> None:
+            object.__setattr__(self, key, value)
+
+        choose("metric", self.metric, METRICS)
+        put("x", _features(self.x))
+        put("y", _labels(self.y, len(self.x)))
+        put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
+        put("edge_index", _edges(self.edge_index, len(self.x), self.keep_loops, self.name))
+        put("split", _split(self.split, self.y))
+        node_id = torch.arange(len(self.x)) if self.node_id is None else self.node_id
+        if node_id.shape != (len(self.x),):
+            raise G2MError(f"node_id: expected {len(self.x)} ids, one per node (got shape {tuple(node_id.shape)}).")
+        put("node_id", node_id)
+
+    # -- ways in -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pyg(
+        cls,
+        data: Data,
+        *,
+        split: Mapping[str, Any] | None = None,
+        split_index: int = 0,
+        name: str = "graph",
+        **options: Any,
+    ) -> Graph:
+        """Build a graph from a PyG :class:`~torch_geometric.data.Data`.
+
+        Args:
+            data: must hold ``x``, ``edge_index`` and ``y``. ``train_mask``, ``val_mask`` and ``test_mask``, of shape
+                ``[N]`` or ``[N, S]`` (S splits), become the split.
+            split: ids or masks under ``train``, ``val``, ``test``; takes the place of the masks.
+            split_index: which of the S splits to take, taken modulo S; default 0.
+            name: what reports call the graph.
+            options: passed on to :class:`Graph` (``num_classes``, ``metric``, ``keep_loops``).
+
+        Raises:
+            G2MError: if a field is missing, or on anything :class:`Graph` refuses.
+        """
+        for key in ("x", "edge_index", "y"):
+            if getattr(data, key, None) is None:
+                raise G2MError(f"data: expected a Data with x, edge_index and y (got none for {key!r}).")
+        if split is None:
+            masks = {part: data.get(f"{part}_mask") for part in PARTS[:3]}
+            split = {
+                part: mask if mask.dim() == 1 else mask[:, split_index % mask.size(1)]
+                for part, mask in masks.items()
+                if mask is not None
+            }
+        return cls(data.x, data.edge_index, data.y, split, name=name, **options)
+
+    @classmethod
+    def from_networkx(
+        cls,
+        graph: networkx.Graph,
+        *,
+        x: str | list[str] = "x",
+        y: str = "y",
+        split: str | Mapping[str, Any] | None = None,
+        name: str = "graph",
+        **options: Any,
+    ) -> Graph:
+        """Build a graph from a networkx graph whose nodes carry attributes.
+
+        Nodes are numbered in ``graph.nodes`` order; an undirected graph gives both arcs of every edge.
+
+        Args:
+            graph: a networkx graph.
+            x: node attribute (a number or a list of numbers), or several attributes, set side by side.
+            y: node attribute with the class, an integer from 0 (-1: unlabelled).
+            split: a node attribute that says ``"train"``, ``"val"`` or ``"test"`` (anything else: in no part), or
+                ids or masks as in :class:`Graph`.
+            name: what reports call the graph.
+            options: passed on to :class:`Graph`.
+
+        Raises:
+            G2MError: naming the first node that lacks an attribute.
+        """
+        nodes = list(graph.nodes(data=True))
+        columns = [x] if isinstance(x, str) else list(x)
+        wanted = [*columns, y] + ([split] if isinstance(split, str) else [])
+        for node, attributes in nodes:
+            for key in wanted:
+                if key not in attributes:
+                    raise G2MError(f"graph: node {node!r} has no attribute {key!r} (it has: {sorted(attributes)}).")
+        features = [np.concatenate([np.atleast_1d(a[c]) for c in columns]).astype(np.float32) for _, a in nodes]
+        if len({f.shape for f in features}) > 1:
+            raise G2MError(f"x: expected the same number of values on every node (got {sorted({len(f) for f in features})}).")
+        position = {node: i for i, (node, _) in enumerate(nodes)}
+        arcs = [(position[u], position[v]) for u, v in graph.edges()]
+        if not graph.is_directed():
+            arcs += [(v, u) for u, v in arcs]
+        if isinstance(split, str):
+            of_part = np.array([str(a[split]) for _, a in nodes])
+            split = {part: torch.from_numpy(np.flatnonzero(of_part == part)) for part in PARTS[:3]}
+            split = {part: ids for part, ids in split.items() if len(ids)}
+        return cls(
+            torch.from_numpy(np.stack(features)) if features else torch.empty(0, 0),
+            torch.tensor(arcs, dtype=torch.long).reshape(-1, 2).t(),
+            torch.tensor([int(a[y]) for _, a in nodes], dtype=torch.long),
+            split or {},
+            name=name,
+            **options,
+        )
+
+    # -- what it is --------------------------------------------------------------------------------------------
+
+    @property
+    def num_nodes(self) -> int:
+        return self.x.size(0)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of arcs: an undirected edge counts twice."""
+        return self.edge_index.size(1)
+
+    @property
+    def num_features(self) -> int:
+        return self.x.size(1)
+
+    @property
+    def setting(self) -> str:
+        """``"inductive"`` if some test nodes are unseen in training, otherwise ``"transductive"``."""
+        return SETTINGS["unseen" in self.split]
+
+    def part(self, name: str) -> Tensor:
+        """Return the node ids of a part of the split.
+
+        ``seen`` is ``test`` without ``unseen``.
+
+        Raises:
+            G2MError: if the graph has no such part.
+        """
+        if name == "seen" and "unseen" in self.split:
+            return self.split["test"][~torch.isin(self.split["test"], self.split["unseen"])]
+        if name not in self.split:
+            raise G2MError(
+                f"split: graph {self.name!r} has no part {name!r} (it has: {', '.join(self.split) or 'none'}). "
+                "Give one with graph.with_split(...), or draw one from g2m.data.splits."
+            )
+        return self.split[name]
+
+    def with_split(self, split: Mapping[str, Any]) -> Graph:
+        """Return the same graph under another split."""
+        return replace(self, split=split)
+
+    def inductive(self, *, seed: int = 0, fraction: float = 0.2) -> Graph:
+        """Return the production view of GLNN (ICLR 2022): a random part of ``test`` becomes ``unseen``.
+
+        Args:
+            seed: of the permutation of the test nodes, default 0.
+            fraction: share of the test nodes held out, in (0, 1), default 0.2; rounded down.
+
+        Raises:
+            G2MError: if nothing, or all of ``test``, would be unseen.
+        """
+        check_range("fraction", fraction, 0, 1, open_low=True)
+        test = self.part("test")
+        size = int(fraction * len(test))
+        if not 0 < size < len(test):
+            raise G2MError(f"fraction: expected one that leaves seen and unseen nodes (got {size} of {len(test)} unseen).")
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        return self.with_split({**self.split, "unseen": test[order[:size]]})
+
+    def observed(self) -> Graph:
+        """Return the part that training may see: no unseen node, none of its edges, labels or features.
+
+        ``node_id`` of the result says which nodes of this graph are left. A transductive graph is returned as it is.
+        """
+        if self.setting == "transductive":
+            return self
+        keep = torch.ones(self.num_nodes, dtype=torch.bool)
+        keep[self.split["unseen"]] = False
+        local = keep.cumsum(0) - 1
+        edge_index, _ = subgraph(keep, self.edge_index, relabel_nodes=True, num_nodes=self.num_nodes)
+        split = {part: local[ids[keep[ids]]] for part, ids in self.split.items() if part != "unseen" and keep[ids].any()}
+        return replace(
+            self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
+        )
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(f"{self.num_classes}|{self.metric}".encode())
+        tensors = {"x": self.x, "edge_index": self.edge_index, "y": self.y, "node_id": self.node_id}
+        tensors |= {f"split.{part}": self.split[part] for part in sorted(self.split)}
+        for key, tensor in tensors.items():
+            digest.update(f"|{key}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()[:32]
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything in the graph but its name: features, edges, labels, split."""
+        return self._digest
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part}: {len(ids)}" for part, ids in self.split.items())
+        return (
+            f"Graph(name={self.name!r}, num_nodes={self.num_nodes}, num_edges={self.num_edges}, "
+            f"num_features={self.num_features}, num_classes={self.num_classes}, "
+            f"setting={self.setting!r}, split={{{parts}}})"
+        )
+
+
+# -- checks ----------------------------------------------------------------------------------------------------
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise G2MError(f"{name}: expected a tensor or an array of numbers (got {type(value).__name__}: {error}).") from None
+
+
+def _features(x: Any) -> Tensor:
+    x = _tensor("x", x)
+    if x.layout != torch.strided:
+        x = x.to_dense()
+    if x.dim() != 2 or 0 in x.shape:
+        raise G2MError(f"x: expected node features of shape [N, F], N and F at least 1 (got {tuple(x.shape)}).")
+    if x.is_complex():
+        raise G2MError(f"x: expected real numbers (got {x.dtype}).")
+    x = x.to(torch.float32)
+    wrong = ~torch.isfinite(x)
+    if wrong.any():
+        node = int(wrong.any(1).nonzero()[0])
+        raise G2MError(
+            f"x: expected finite features (got {int(wrong.sum())} NaN or infinite values, the first on node {node}). "
+            "Fill them in, for example with sklearn.impute.SimpleImputer, or drop those nodes."
+        )
+    return x.contiguous()
+
+
+def _integers(name: str, value: Any, expected: str) -> Tensor:
+    value = _tensor(name, value)
+    if value.is_floating_point() or value.is_complex() or (value.dtype == torch.bool and name != "split"):
+        whole = value.is_floating_point() and bool(torch.isfinite(value).all()) and bool((value == value.round()).all())
+        if not whole:
+            raise G2MError(f"{name}: expected {expected} as integers (got {value.dtype}).")
+    return value.to(torch.int64)
+
+
+def _labels(y: Any, num_nodes: int) -> Tensor:
+    y = _integers("y", y, "labels")
+    if y.dim() == 2 and y.size(1) == 1:
+        y = y.squeeze(1)
+    if y.shape != (num_nodes,):
+        raise G2MError(f"y: expected one label per node, shape [{num_nodes}] (got {tuple(y.shape)}).")
+    if (y < -1).any():
+        node = int((y < -1).nonzero()[0])
+        raise G2MError(f"y: expected labels from 0, or -1 for unlabelled (got {int(y[node])} on node {node}).")
+    return y.contiguous()
+
+
+def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
+    found = int(y.max()) + 1
+    num_classes = found if num_classes is None else num_classes
+    if num_classes < 2:
+        raise G2MError(f"y: expected at least two classes (got {num_classes}).")
+    if found > num_classes:
+        node = int((y >= num_classes).nonzero()[0])
+        raise G2MError(f"y: expected labels below num_classes={num_classes} (got {int(y[node])} on node {node}).")
+    if metric == "rocauc" and num_classes != 2:
+        raise G2MError(f"metric: 'rocauc' needs two classes (got {num_classes}). Use metric='accuracy'.")
+    return num_classes
+
+
+def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tensor:
+    edge_index = _tensor("edge_index", edge_index)
+    if edge_index.numel() == 0:
+        edge_index = edge_index.reshape(2, 0).long()
+    edge_index = _integers("edge_index", edge_index, "node ids")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        hint = " Transpose it." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
+        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).{hint}")
+    wrong = (edge_index < 0) | (edge_index >= num_nodes)
+    if wrong.any():
+        column = int(wrong.any(0).nonzero()[0])
+        raise G2MError(
+            f"edge_index: expected node ids in [0, {num_nodes - 1}] "
+            f"(got {edge_index[:, column].tolist()} in column {column})."
+        )
+    if not keep_loops and contains_self_loops(edge_index):
+        edge_index, _ = remove_self_loops(edge_index)
+    if edge_index.size(1) == 0:
+        warnings.warn(f"graph {name!r} has no edges: a GNN on it is an MLP.", stacklevel=4)
+    return coalesce(edge_index, num_nodes=num_nodes).contiguous()
+
+
+def _split(split: Mapping[str, Any], y: Tensor) -> dict[str, Tensor]:
+    check_keys("split", split, PARTS)
+    ids = {part: _ids(part, split[part], y) for part in PARTS if part in split}
+    parts = [part for part in ids if part != "unseen"]
+    for i, first in enumerate(parts):
+        for second in parts[i + 1 :]:
+            both = ids[first][torch.isin(ids[first], ids[second])]
+            if len(both):
+                raise G2MError(
+                    f"split: expected parts without common nodes "
+                    f"(got {len(both)} in both {first!r} and {second!r}, the first is node {int(both[0])})."
+                )
+    if "unseen" in ids and not torch.isin(ids["unseen"], ids.get("test", ids["unseen"][:0])).all():
+        raise G2MError("split: expected 'unseen' to be a part of 'test' (got nodes outside it).")
+    return ids
+
+
+def _ids(part: str, value: Any, y: Tensor) -> Tensor:
+    value = _tensor("split", value)
+    if value.dtype == torch.bool:
+        if value.shape != y.shape:
+            raise G2MError(f"split: expected a mask of shape {list(y.shape)} for {part!r} (got {tuple(value.shape)}).")
+        value = value.nonzero().flatten()
+    ids = _integers("split", value, f"node ids for {part!r}").flatten()
+    if len(ids) == 0:
+        raise G2MError(f"split: expected at least one node in {part!r} (got none).")
+    if ids.min() < 0 or ids.max() >= len(y):
+        raise G2MError(f"split: expected node ids in [0, {len(y) - 1}] for {part!r} (got {int(ids.min())} … {int(ids.max())}).")
+    unique = ids.unique()
+    if len(unique) != len(ids):
+        raise G2MError(f"split: expected each node once in {part!r} (got {len(ids) - len(unique)} repeats).")
+    if (y[unique] < 0).any():
+        node = int(unique[y[unique] < 0][0])
+        raise G2MError(f"split: expected labelled nodes in {part!r} (got node {node} with label -1).")
+    return unique
