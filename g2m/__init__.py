@@ -2,8 +2,14 @@
 
 from importlib.metadata import version
 
-from g2m.errors import G2MError
-from g2m.graph import Graph
-
 __version__ = version("g2m")
-__all__ = ["G2MError", "Graph", "__version__"]
+
+# from g2m.data import load
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.graph import Graph
+from g2m.methods import Method
+from g2m.models import GNN, MLP
+from g2m.outputs import TeacherOutputs
+
+__all__ = ["GNN", "MLP", "G2MError", "Graph", "Method", "Student", "Teacher", "TeacherOutputs", "__version__", "load"]

@@ -21,7 +21,9 @@ def choose(argument: str, value: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if value in choices:
         return value
-    raise G2MError(f"{argument}: expected one of {', '.join(map(str, choices))} (got {value!r}).{nearest(value, choices)}")
+    raise G2MError(
+        f"{argument}: expected one of {', '.join(map(str, choices))} (got {value!r}).{nearest(value, choices)}"
+    )
 
 
 def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
@@ -32,7 +34,9 @@ def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None
             raise G2MError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Known keys: {', '.join(allowed)}.")
 
 
-def check_range(argument: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
+def check_range(
+    argument: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
+) -> float:
     """Return ``value`` if it lies in [low, high] ((low, high] with ``open_low``); otherwise raise :class:`G2MError`."""
     if isinstance(value, (int, float)) and low <= value <= high and not (open_low and value == low):
         return value

@@ -1,0 +1,501 @@
+"""Teacher and Student: the two objects a user trains, with scikit-learn's verbs."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from g2m import metrics, storage
+from g2m.batches import Batch, FullBatch, NodeBatches
+from g2m.errors import G2MError, check_keys, choose
+from g2m.graph import Graph
+from g2m.methods import Method, label_loss, make_method
+from g2m.models import BACKBONES, GNN, MLP, Output, Wrapped, backbone_options
+from g2m.outputs import TeacherOutputs
+from g2m.sparse import features
+from g2m.train import History, fit, resolve_device, seeded
+
+OnEpoch = Callable[[dict[str, float]], None]
+_PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
+
+
+class _Estimator:
+    """Constructor arguments as attributes, fitted state with a trailing underscore, a repr that can be pasted back."""
+
+    model_: nn.Module
+    history_: History
+    meta_: dict[str, Any]
+
+    def params(self) -> dict[str, Any]:
+        """Return the constructor's arguments, options included."""
+        names = [p.name for p in inspect.signature(type(self)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        return {name: getattr(self, name) for name in names} | self.options
+
+    def __repr__(self) -> str:
+        first, *rest = self.params().items()
+        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        shown = [f"{k}={v!r}" for k, v in rest if k not in defaults or v != defaults[k]]
+        return f"{type(self).__name__}({', '.join([repr(first[1]), *shown])})"
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            name = type(self).__name__
+            raise G2MError(f"{name.lower()}: not fitted yet. Call {name}.fit(graph, …) or {name}.load(path) first.")
+
+    def _fit_options(self) -> dict[str, Any]:
+        names = ("lr", "weight_decay", "max_epochs", "patience", "seed", "device")
+        return {name: getattr(self, name) for name in names}
+
+    def _trained(self, model: nn.Module, history: History, observed: Graph, setting: str) -> None:
+        """Keep the result of training; it lives on the CPU, inference moves it where it is asked to."""
+        self.model_, self.history_ = model.to("cpu"), history
+        self.meta_ = {
+            "graph": observed.name,
+            "fingerprint": observed.fingerprint(),
+            "setting": setting,
+            "in_channels": observed.num_features,
+            "num_classes": observed.num_classes,
+            "metric": observed.metric,
+            "best_epoch": history.best_epoch,
+            "epochs": len(history),
+            "val": history.best_score,
+            "seconds": round(history.seconds, 3),
+            "versions": _versions(),
+        }
+
+    def num_parameters(self) -> int:
+        """Return the number of trained parameters."""
+        self._check_fitted()
+        return sum(p.numel() for p in self.model_.parameters())
+
+
+def _versions() -> dict[str, str]:
+    import torch_geometric
+
+    import g2m
+
+    return {"g2m": g2m.__version__, "torch": torch.__version__, "torch_geometric": torch_geometric.__version__}
+
+
+def _scores(graph: Graph, logits: Tensor) -> dict[str, float]:
+    parts = ["val", "test"] + (["seen", "unseen"] if graph.setting == "inductive" else [])
+    ids = {part: graph.part(part) for part in parts}
+    return {part: metrics.score(graph.metric, logits[i], graph.y[i]) for part, i in ids.items()}
+
+
+def _teacher_loss(output: Output, batch: Batch) -> dict[str, Tensor]:
+    return {"label": label_loss(output, batch), **output.extra}
+
+
+class Teacher(_Estimator):
+    """A graph neural network that learns from labels and tells what it knows.
+
+    Args:
+        model: ``"sage"`` (default), ``"gcn"``, ``"gat"``, ``"appnp"``, ``"gin"``, or any ``nn.Module`` with PyG's
+            signature ``module(x, edge_index) -> logits [N, C]``. A module is trained as it is handed over.
+        hidden_channels: default 128.
+        num_layers: default 2.
+        dropout: in [0, 1], default 0.
+        norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
+        lr, weight_decay: of Adam; defaults 0.01, 5e-4.
+        max_epochs, patience: default 200, 50; the epoch is chosen on validation.
+        seed: of initial weights and dropout; default 0.
+        device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
+        options: of the backbone, see :class:`~g2m.models.GNN`.
+
+    Raises:
+        G2MError: on an unknown model or option, with the nearest match.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "sage",
+        *,
+        hidden_channels: int = 128,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        norm: str = "none",
+        lr: float = 0.01,
+        weight_decay: float = 5e-4,
+        max_epochs: int = 200,
+        patience: int = 50,
+        seed: int = 0,
+        device: str = "auto",
+        **options: Any,
+    ) -> None:
+        if isinstance(model, str):
+            choose("model", model, BACKBONES)
+        elif not isinstance(model, nn.Module):
+            raise G2MError(f"model: expected a name or an nn.Module (got {type(model).__name__}).")
+        allowed = backbone_options(model) if isinstance(model, str) else []
+        check_keys(
+            f"teacher {model if isinstance(model, str) else type(model).__name__!r}", options, self._known(allowed)
+        )
+        self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
+        self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
+        self.patience, self.seed, self.device, self.options = patience, seed, device, options
+
+    @classmethod
+    def _known(cls, options: list[str]) -> list[str]:
+        return options
+
+    def _build(self, in_channels: int, out_channels: int) -> nn.Module:
+        if isinstance(self.model, nn.Module):
+            return Wrapped(copy.deepcopy(self.model))
+        sizes = {"hidden_channels": self.hidden_channels, "num_layers": self.num_layers}
+        common = {"dropout": self.dropout, "norm": self.norm, **self.options}
+        return GNN(self.model, in_channels, sizes.pop("hidden_channels"), out_channels, **sizes, **common)
+
+    def fit(
+        self,
+        graph: Graph,
+        *,
+        cache: str | Path | None = None,
+        progress: bool = False,
+        on_epoch: OnEpoch | None = None,
+    ) -> Teacher:
+        """Train on the observed part of ``graph``: labels of ``train``, the epoch chosen on ``val``. Returns self.
+
+        Args:
+            graph: needs the parts ``train`` and ``val``.
+            cache: folder of trained teachers. One with this graph's fingerprint, this configuration and seed is read
+                from it; otherwise it is trained, with checkpoints there, and kept. Needs ``model`` by name.
+            progress: show a bar.
+            on_epoch: called with each epoch's record.
+        """
+        kept = self._cache_file(graph, cache) if cache is not None else None
+        if kept is not None and kept.exists():
+            return self._take(Teacher.load(kept))
+        observed = graph.observed()
+        train, val = observed.part("train"), observed.part("val")
+        with seeded(self.seed, resolve_device(self.device)):
+            model = self._build(graph.num_features, graph.num_classes)
+        inputs = model.inputs(observed)
+        batches = FullBatch(inputs, observed.y, train)
+        y = observed.y.to(resolve_device(self.device))
+        history = fit(
+            model,
+            _teacher_loss,
+            batches,
+            lambda: metrics.score(graph.metric, model(*batches.batch.inputs).logits[val], y[val]),
+            checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
+            identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
+            progress=f"teacher · {graph.name}" if progress else None,
+            on_epoch=on_epoch,
+            **self._fit_options(),
+        )
+        self._trained(model, history, observed, graph.setting)
+        if kept is not None:
+            self.save(kept)
+        return self
+
+    @classmethod
+    def from_trained(cls, module: nn.Module, graph: Graph) -> Teacher:
+        """Return a fitted teacher around a module trained elsewhere, with PyG's forward signature.
+
+        Its validation score on ``graph`` is computed; nothing is trained. In the inductive setting it is yours to
+        make sure that ``module`` has not seen the unseen nodes.
+        """
+        teacher, observed = cls(module), graph.observed()
+        teacher._trained(teacher._build(0, 0).eval(), History(), observed, graph.setting)
+        logits, val = teacher.predict_logits(observed), observed.part("val")
+        if logits.shape != (observed.num_nodes, observed.num_classes):
+            expected = (observed.num_nodes, observed.num_classes)
+            raise G2MError(
+                f"module: expected logits of shape {expected} on {graph.name!r} (got {tuple(logits.shape)})."
+            )
+        teacher.meta_["val"] = metrics.score(graph.metric, logits[val], observed.y[val])
+        return teacher
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def _forward(self, graph: Graph) -> Output:
+        self._check_fitted()
+        if graph.num_features != self.meta_["in_channels"]:
+            raise G2MError(f"graph: expected {self.meta_['in_channels']} features (got {graph.num_features}).")
+        device = resolve_device(self.device)
+        self.model_.to(device).eval()
+        with torch.no_grad():
+            output = self.model_(*(value.to(device) for value in self.model_.inputs(graph)))
+        self.model_.to("cpu")
+        return Output(output.logits.cpu(), None if output.hidden is None else output.hidden.cpu())
+
+    def predict_logits(self, graph: Graph) -> Tensor:
+        """Return logits ``[N, C]`` on the whole of ``graph``."""
+        return self._forward(graph).logits
+
+    def predict_proba(self, graph: Graph) -> Tensor:
+        """Return class probabilities ``[N, C]`` on the whole of ``graph``."""
+        return self.predict_logits(graph).softmax(-1)
+
+    def predict(self, graph: Graph) -> Tensor:
+        """Return classes ``[N]`` on the whole of ``graph``."""
+        return self.predict_logits(graph).argmax(-1)
+
+    def evaluate(self, graph: Graph) -> dict[str, float]:
+        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen`` and ``unseen``.
+
+        Observed nodes are scored on the observed graph, unseen ones on the whole.
+        """
+        logits = self.predict_logits(graph)
+        if graph.setting == "inductive":
+            observed = graph.observed()
+            logits[torch.isin(graph.node_id, observed.node_id)] = self.predict_logits(observed)
+        return _scores(graph, logits)
+
+    def score(self, graph: Graph, part: str = "test") -> float:
+        """Return the graph's metric on one part, default ``"test"``."""
+        return self.evaluate(graph)[choose("part", part, _parts(graph))]
+
+    def outputs(self, graph: Graph) -> TeacherOutputs:
+        """Return what the teacher says of the nodes training may see: the artifact students are fitted on."""
+        observed = graph.observed()
+        output = self._forward(observed)
+        meta = {
+            **self.meta_,
+            "fingerprint": observed.fingerprint(),
+            "setting": graph.setting,
+            "teacher": self._config(),
+        }
+        return TeacherOutputs(observed.node_id, output.logits, output.hidden, meta=meta)
+
+    # -- file --------------------------------------------------------------------------------------------------
+
+    def _config(self) -> dict[str, Any]:
+        params = self.params() | {"device": "auto"}
+        return params | ({} if isinstance(self.model, str) else {"model": type(self.model).__name__})
+
+    def _cache_file(self, graph: Graph, cache: str | Path) -> Path:
+        if not isinstance(self.model, str):
+            raise G2MError("cache: needs a model by name; a module's configuration is not known. Leave cache out.")
+        identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint(), "versions": _versions()}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+        return Path(cache) / "teachers" / f"{key}.safetensors"
+
+    def _take(self, other: Teacher) -> Teacher:
+        self.model_, self.history_, self.meta_ = other.model_, other.history_, other.meta_
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights, configuration and training record to a safetensors file."""
+        self._check_fitted()
+        meta = {"config": self._config(), "meta": self.meta_, "epochs": self.history_.epochs}
+        return storage.write(path, "teacher", self.model_.state_dict(), meta)
+
+    @classmethod
+    def load(cls, path: str | Path, module: nn.Module | None = None) -> Teacher:
+        """Read a saved teacher.
+
+        Args:
+            path: file written by :meth:`save`.
+            module: a module of the same structure, where the teacher was a module of the user's own.
+        """
+        tensors, meta = storage.read(path, "teacher")
+        config = meta["config"]
+        if config["model"] not in BACKBONES:
+            if module is None:
+                raise G2MError(f"module: {str(path)!r} holds a module of yours ({config['model']}); pass one like it.")
+            config["model"] = module
+        return _restore(cls(**config), tensors, meta, path)
+
+
+class Student(_Estimator):
+    """An MLP that learns from a teacher's outputs and needs no graph to predict.
+
+    Args:
+        method: a registered name (``"mlp"``, ``"glnn"`` …), or a :class:`~g2m.methods.Method` class or instance.
+        hidden_channels: default 128.
+        num_layers: default 2.
+        dropout: in [0, 1], default 0.
+        norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
+        lr, weight_decay: of Adam; defaults 0.01, 5e-4.
+        batch_size: nodes a step; default 512.
+        max_epochs, patience: default 200, 50; the epoch is chosen on validation.
+        reference_schedule: separate steps for labels and teacher as the published codes take them; default False.
+        seed: of initial weights, dropout and batch order; default 0.
+        device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
+        options: hyper-parameters of the method.
+
+    Raises:
+        G2MError: on an unknown method or option, with the nearest match.
+    """
+
+    def __init__(
+        self,
+        method: str | Method | type[Method] = "glnn",
+        *,
+        hidden_channels: int = 128,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        norm: str = "none",
+        lr: float = 0.01,
+        weight_decay: float = 5e-4,
+        batch_size: int = 512,
+        max_epochs: int = 200,
+        patience: int = 50,
+        reference_schedule: bool = False,
+        seed: int = 0,
+        device: str = "auto",
+        **options: Any,
+    ) -> None:
+        make_method(method, options)  # refuses a wrong option here, not at fit
+        self.method, self.hidden_channels, self.num_layers, self.dropout = method, hidden_channels, num_layers, dropout
+        self.norm, self.lr, self.weight_decay, self.batch_size = norm, lr, weight_decay, batch_size
+        self.max_epochs, self.patience, self.reference_schedule = max_epochs, patience, reference_schedule
+        self.seed, self.device, self.options = seed, device, options
+
+    def _build(self, in_channels: int, out_channels: int) -> MLP:
+        sizes = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
+        return MLP(in_channels, self.hidden_channels, out_channels, **sizes)
+
+    def fit(
+        self,
+        graph: Graph,
+        outputs: TeacherOutputs | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 20.0,
+        progress: bool = False,
+        on_epoch: OnEpoch | None = None,
+    ) -> Student:
+        """Train on the observed part of ``graph``; the epoch is chosen on ``val``. Returns self.
+
+        Args:
+            graph: needs the parts ``train`` and ``val``.
+            outputs: of a teacher fitted on the same graph, split and setting; not needed by ``"mlp"``.
+            checkpoint: file to save to while training and to resume from; removed at the end.
+            checkpoint_seconds: least time between two saves; default 20.
+            progress: show a bar.
+            on_epoch: called with each epoch's record.
+
+        Raises:
+            G2MError: if outputs are missing, of another graph, or lack what the method needs.
+        """
+        observed = graph.observed()
+        with seeded(self.seed, resolve_device(self.device)):
+            model = self._build(graph.num_features, graph.num_classes)
+            method = copy.deepcopy(make_method(self.method, self.options))
+            _check_outputs(method, graph, outputs)
+            targets = method.prepare(observed, outputs)
+        train, val = observed.part("train"), observed.part("val")
+        batches = NodeBatches(
+            features(observed.x),
+            observed.y,
+            train,
+            targets,
+            nodes=train if method.nodes == "train" else None,
+            batch_size=self.batch_size,
+            reference_schedule=self.reference_schedule,
+        )
+        identity = {"config": self._config(), "fingerprint": observed.fingerprint()}
+        identity["outputs"] = None if outputs is None else outputs.meta.get("teacher")
+        batches.to(resolve_device(self.device))
+        x_val, y_val = batches.x[val], batches.y[val]
+        history = fit(
+            model,
+            method,
+            batches,
+            lambda: metrics.score(graph.metric, model(x_val).logits, y_val),
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            progress=f"{method.name} · {graph.name}" if progress else None,
+            on_epoch=on_epoch,
+            **self._fit_options(),
+        )
+        self._trained(model, history, observed, graph.setting)
+        self.meta_["teacher"] = identity["outputs"]
+        return self
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def predict_logits(self, x: Tensor | np.ndarray) -> Tensor:
+        """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for."""
+        self._check_fitted()
+        x = torch.as_tensor(x)
+        width = self.meta_["in_channels"]
+        if x.dim() != 2 or x.size(1) != width:
+            raise G2MError(f"x: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
+        if not torch.isfinite(x).all():
+            row = int((~torch.isfinite(x)).any(1).nonzero()[0])
+            raise G2MError(f"x: expected finite features (got NaN or infinity, the first in row {row}).")
+        device = resolve_device(self.device)
+        self.model_.to(device).eval()
+        with torch.no_grad():
+            chunks = [self.model_(rows.to(device, torch.float32)).logits.cpu() for rows in x.split(_PREDICT_ROWS)]
+        self.model_.to("cpu")
+        return torch.cat(chunks)
+
+    def predict_proba(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Return class probabilities ``[N, C]`` for features ``[N, F]``; an array for an array, else a tensor."""
+        return _like(x, self.predict_logits(x).softmax(-1))
+
+    def predict(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Return classes ``[N]`` for features ``[N, F]``; an array for an array, else a tensor."""
+        return _like(x, self.predict_logits(x).argmax(-1))
+
+    def evaluate(self, graph: Graph) -> dict[str, float]:
+        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen`` and ``unseen``."""
+        return _scores(graph, self.predict_logits(graph.x))
+
+    def score(self, graph: Graph, part: str = "test") -> float:
+        """Return the graph's metric on one part, default ``"test"``."""
+        return self.evaluate(graph)[choose("part", part, _parts(graph))]
+
+    # -- file --------------------------------------------------------------------------------------------------
+
+    def _config(self) -> dict[str, Any]:
+        method = make_method(self.method, self.options)
+        return self.params() | {"device": "auto", "method": method.name}
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights, configuration and training record to a safetensors file. The method's own parts stay out."""
+        self._check_fitted()
+        meta = {"config": self._config(), "meta": self.meta_, "epochs": self.history_.epochs}
+        return storage.write(path, "student", self.model_.state_dict(), meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Student:
+        """Read a saved student."""
+        tensors, meta = storage.read(path, "student")
+        return _restore(cls(**meta["config"]), tensors, meta, path)
+
+
+def _parts(graph: Graph) -> list[str]:
+    return ["val", "test"] + (["seen", "unseen"] if graph.setting == "inductive" else [])
+
+
+def _like(given: Any, result: Tensor) -> Any:
+    return result.numpy() if isinstance(given, np.ndarray) else result
+
+
+def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> None:
+    if not method.needs:
+        return
+    if outputs is None:
+        raise G2MError(f"outputs: method {method.name!r} learns from a teacher. Pass outputs=teacher.outputs(graph).")
+    outputs.check(graph)
+    missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
+    if missing:
+        raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")
+
+
+def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], path: str | Path) -> Any:
+    saved = meta["meta"]
+    model = estimator._build(saved["in_channels"], saved["num_classes"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise G2MError(f"path: the weights in {str(path)!r} do not fit its configuration ({error}).") from None
+    history = History(meta["epochs"], saved["best_epoch"], saved["val"], saved["seconds"])
+    estimator.model_, estimator.history_, estimator.meta_ = model.eval(), history, saved
+    return estimator

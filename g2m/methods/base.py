@@ -1,0 +1,89 @@
+"""What a distillation method is. One subclass, one file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from g2m.batches import Batch
+from g2m.errors import G2MError, check_keys, choose
+from g2m.graph import Graph
+from g2m.models import Output
+from g2m.outputs import TeacherOutputs
+
+if TYPE_CHECKING:
+    import optuna
+
+REGISTRY: dict[str, type[Method]] = {}
+
+
+class Method(nn.Module):
+    """What the student learns from, and how. Subclasses register themselves under ``name``.
+
+    A subclass sets the attributes below, takes its hyper-parameters as keyword arguments, and defines :meth:`loss`;
+    :meth:`prepare` if it needs the teacher. Parameters it owns are trained beside the student's and not exported.
+
+    Attributes:
+        name: what users call it.
+        paper: authors or system, venue and year; empty for baselines.
+        needs: fields of :class:`~g2m.outputs.TeacherOutputs` it reads; empty if it has no teacher.
+        nodes: the nodes a step draws from: ``"observed"`` (default) or ``"train"``.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    nodes: ClassVar[str] = "observed"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        REGISTRY[cls.name] = cls
+
+    def prepare(self, graph: Graph, outputs: TeacherOutputs | None) -> Mapping[str, Tensor]:
+        """Return the per-node tensors ``[N, …]`` that :meth:`loss` finds, cut to the batch, in ``batch.targets``.
+
+        Called once, before training, with the observed graph; row i of everything is node i of it.
+        """
+        return {}
+
+    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``."""
+        raise NotImplementedError
+
+    def forward(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        return self.loss(output, batch)
+
+    @classmethod
+    def space(cls, trial: optuna.Trial) -> dict[str, Any]:
+        """Return hyper-parameters drawn from ``trial``: the ranges a sweep searches by default."""
+        return {}
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Return the names of the hyper-parameters with their defaults."""
+        return {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def label_loss(output: Output, batch: Batch) -> Tensor:
+    """Cross-entropy on the batch's training nodes, scaled to estimate its mean over all of them without bias."""
+    mask = batch.labelled
+    return F.cross_entropy(output.logits[mask], batch.y[mask], reduction="sum") * batch.label_scale
+
+
+def make_method(method: str | Method | type[Method], options: Mapping[str, Any]) -> Method:
+    """Return a method from its name, class or instance.
+
+    Raises:
+        G2MError: on an unknown name or option, with the nearest match.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise G2MError(f"method: expected no options beside an instance (got {', '.join(options)}).")
+        return method
+    cls = REGISTRY[choose("method", method, REGISTRY)] if isinstance(method, str) else method
+    check_keys(f"method {cls.name!r}", options, cls.options())
+    return cls(**options)

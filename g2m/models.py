@@ -1,0 +1,378 @@
+"""The networks: MLP students and GNN teachers, by name. Every one returns :class:`Output`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import GATConv
+from torch_geometric.utils import add_self_loops
+
+from g2m.errors import G2MError, check_keys, check_range, choose
+from g2m.graph import Graph
+from g2m.sparse import CSR, features
+
+NORMS = ("none", "batch", "layer")
+
+
+class Output(NamedTuple):
+    """What every model returns: logits ``[N, C]``, the input of the last layer ``[N, H]``, extra losses by name."""
+
+    logits: Tensor
+    hidden: Tensor | None = None
+    extra: dict[str, Tensor] = {}  # noqa: RUF012 (never written to)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes dense ``[N, F]`` or :class:`~g2m.sparse.CSR` input.
+
+    The weight is stored input-major: products with a sparse matrix, their gradients and Adam's state then all share
+    one memory layout.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, bias)
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
+
+    def forward(self, x: Tensor | CSR) -> Tensor:
+        if isinstance(x, CSR):
+            product = x @ self.weight.t()
+            return product if self.bias is None else product + self.bias
+        return super().forward(x)
+
+
+def dropout(x: Tensor | CSR, p: float, training: bool) -> Tensor | CSR:
+    return x.dropout(p, training) if isinstance(x, CSR) else F.dropout(x, p, training)
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    return {"none": nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[choose("norm", name, NORMS)](
+        *() if name == "none" else (channels,)
+    )
+
+
+def _widths(in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> list[tuple[int, int]]:
+    for name, value in (("hidden_channels", hidden_channels), ("num_layers", num_layers)):
+        if not isinstance(value, int) or value < 1:
+            raise G2MError(f"{name}: expected a whole number from 1 (got {value!r}).")
+    sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
+    return list(pairwise(sizes))
+
+
+# -- student ---------------------------------------------------------------------------------------------------
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron: linear → norm → ReLU → dropout, and a linear head.
+
+    Args:
+        in_channels: F.
+        hidden_channels: width of the hidden layers.
+        out_channels: C.
+        num_layers: number of linear layers, from 1; default 2.
+        dropout: after each hidden layer, in [0, 1), default 0.
+        norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        widths = _widths(in_channels, hidden_channels, out_channels, num_layers)
+        self.dropout = check_range("dropout", dropout, 0, 1)
+        self.layers = nn.ModuleList(Linear(*width) for width in widths)
+        self.norms = nn.ModuleList(_norm(norm, width) for _, width in widths[:-1])
+
+    def forward(self, x: Tensor | CSR) -> Output:
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            x = F.dropout(F.relu(norm(layer(x))), self.dropout, self.training)
+        return Output(self.layers[-1](x), x if len(self.norms) else None)
+
+
+# -- adjacencies: built once per graph, everything constant is inside --------------------------------------------
+
+
+def _adjacency(graph: Graph, loops: float, normalise: Callable[[Tensor, Tensor, Tensor], Tensor] | None) -> CSR:
+    """Rows are targets: ``(adjacency @ x)[i]`` sums over the arcs into i. ``loops`` is the weight of (i, i)."""
+    source, target = graph.edge_index
+    has_loop = torch.zeros(graph.num_nodes)
+    has_loop[target[source == target]] = 1
+    missing = (has_loop == 0).nonzero().flatten() if loops else target[:0]
+    source, target = torch.cat([source, missing]), torch.cat([target, missing])
+    value = torch.ones(len(source))
+    if loops:
+        value[source == target] = loops
+    degree = torch.zeros(graph.num_nodes).index_add_(0, target, value)
+    if normalise is not None:
+        value = normalise(value, degree[source], degree[target])
+    return CSR.from_coo(target, source, value, (graph.num_nodes, graph.num_nodes))
+
+
+def symmetric_adjacency(graph: Graph) -> CSR:
+    """Â = D^-½ (A + I) D^-½, degrees counted with the loop."""
+    return _adjacency(graph, 1.0, lambda value, d_source, d_target: value * (d_source * d_target).rsqrt())
+
+
+def mean_adjacency(graph: Graph, *, reference: bool = False) -> CSR:
+    """The mean over N(i) ∪ {i}; with ``reference``, i counts twice, as in the code behind the published tables."""
+    return _adjacency(graph, 2.0 if reference else 1.0, lambda value, _, d_target: value / d_target)
+
+
+def sum_adjacency(graph: Graph) -> CSR:
+    """A as it is stored."""
+    return _adjacency(graph, 0.0, None)
+
+
+# -- convolutions ----------------------------------------------------------------------------------------------
+
+
+class PropagateConv(nn.Module):
+    """A linear map and a fixed propagation, in whichever order costs less: A(xW) or (Ax)W, plus a bias.
+
+    With :func:`symmetric_adjacency` this is GCN (Kipf & Welling, ICLR 2017); with :func:`mean_adjacency` it is
+    GraphSAGE (Hamilton et al., NeurIPS 2017) with the aggregator that shares its weight between a node and its
+    neighbours, the teacher of GLNN.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, gain: float) -> None:
+        super().__init__()
+        self.linear_first = in_channels >= out_channels
+        self.linear = Linear(in_channels, out_channels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.linear.weight, gain=gain)
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        if self.linear_first or isinstance(x, CSR):
+            return adjacency @ self.linear(x) + self.bias
+        return self.linear(adjacency @ x) + self.bias
+
+
+class GINConv(nn.Module):
+    """GIN (Xu et al., ICLR 2019): an MLP of (1 + ε)x plus the sum over neighbours, ε learned from 0.
+
+    The first linear layer of the MLP commutes with the sum, so it goes first where that is narrower.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first, self.second = Linear(in_channels, out_channels), nn.Linear(out_channels, out_channels)
+        self.eps = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
+        return self.second(F.relu((1 + self.eps) * x + adjacency @ x + self.first.bias))
+
+
+# -- backbones: the stack of layers each name stands for ---------------------------------------------------------
+
+
+class _Stack(nn.Module):
+    """conv → norm → ReLU → dropout, none after the last conv."""
+
+    def __init__(self, convs: list[nn.Module], widths: list[int], dropout: float, norm: str) -> None:
+        super().__init__()
+        self.convs, self.dropout = nn.ModuleList(convs), dropout
+        self.norms = nn.ModuleList(_norm(norm, width) for width in widths)
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Output:
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            x = F.dropout(F.relu(norm(conv(x, adjacency))), self.dropout, self.training)
+        return Output(self.convs[-1](x, adjacency), x if len(self.norms) else None)
+
+
+class GCN(_Stack):
+    def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str) -> None:
+        super().__init__([PropagateConv(*w, gain=1.0) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
+
+    def adjacency(self, graph: Graph) -> CSR:
+        return symmetric_adjacency(graph)
+
+
+class SAGE(_Stack):
+    """``reference``: weigh the node itself twice, as the code behind the published tables does; default False."""
+
+    def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str, *, reference: bool = False) -> None:
+        gain = nn.init.calculate_gain("relu")
+        super().__init__([PropagateConv(*w, gain=gain) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
+        self.reference = reference
+
+    def adjacency(self, graph: Graph) -> CSR:
+        return mean_adjacency(graph, reference=self.reference)
+
+
+class GIN(_Stack):
+    def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str) -> None:
+        super().__init__([GINConv(*w) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
+
+    def adjacency(self, graph: Graph) -> CSR:
+        return sum_adjacency(graph)
+
+
+class GAT(nn.Module):
+    """PyG's GATConv (Veličković et al., ICLR 2018).
+
+    ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
+    ``attention_dropout``, in [0, 1), default 0.3; ``dropout`` also falls on every layer's input.
+    """
+
+    def __init__(
+        self,
+        widths: list[tuple[int, int]],
+        dropout: float,
+        norm: str,
+        *,
+        heads: int = 8,
+        attention_dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        check_range("attention_dropout", attention_dropout, 0, 1)
+        if len(widths) > 1 and widths[0][1] % heads:
+            raise G2MError(f"heads: expected a divisor of hidden_channels={widths[0][1]} (got {heads}).")
+        options = {"dropout": attention_dropout, "add_self_loops": False}
+        *hidden, last = widths
+        convs = [GATConv(i, o // heads, heads, **options) for i, o in hidden]
+        self.convs = nn.ModuleList([*convs, GATConv(*last, 1, concat=False, **options)])
+        for conv, width in zip(self.convs, widths, strict=True):
+            linear = Linear(width[0], conv.lin.weight.size(0), bias=False)  # takes sparse features
+            linear.weight.data.copy_(conv.lin.weight.data)
+            conv.lin = linear
+        self.norms, self.dropout = nn.ModuleList(_norm(norm, o) for _, o in hidden), dropout
+
+    def adjacency(self, graph: Graph) -> Tensor:
+        loops = graph.edge_index[0] == graph.edge_index[1]
+        return add_self_loops(graph.edge_index[:, ~loops], num_nodes=graph.num_nodes)[0]
+
+    def forward(self, x: Tensor | CSR, adjacency: Tensor) -> Output:
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            x = F.relu(norm(_attend(conv, dropout(x, self.dropout, self.training), adjacency)))
+        logits = _attend(self.convs[-1], dropout(x, self.dropout, self.training), adjacency)
+        return Output(logits, x if len(self.norms) else None)
+
+
+def _attend(conv: GATConv, x: Tensor | CSR, edge_index: Tensor) -> Tensor:
+    if not isinstance(x, CSR):
+        return conv(x, edge_index)
+    # GATConv asks its input for .dim(); the projection is the only thing it does with it.
+    projected, linear = conv.lin(x), conv.lin
+    conv.lin = nn.Identity()
+    try:
+        return conv(projected, edge_index)
+    finally:
+        conv.lin = linear
+
+
+class APPNP(nn.Module):
+    """APPNP (Gasteiger et al., ICLR 2019): an MLP, then ``propagations`` (default 10) steps of personalised PageRank.
+
+    ``alpha``: restart probability in (0, 1], default 0.1; ``edge_dropout``, in [0, 1), default 0.5.
+    """
+
+    def __init__(
+        self,
+        widths: list[tuple[int, int]],
+        dropout: float,
+        norm: str,
+        *,
+        propagations: int = 10,
+        alpha: float = 0.1,
+        edge_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.alpha = check_range("alpha", alpha, 0, 1, open_low=True)
+        self.edge_dropout, self.propagations = check_range("edge_dropout", edge_dropout, 0, 1), propagations
+        hidden = widths[0][1]
+        self.mlp = MLP(widths[0][0], hidden, widths[-1][1], num_layers=len(widths), dropout=dropout, norm=norm)
+
+    def adjacency(self, graph: Graph) -> CSR:
+        return symmetric_adjacency(graph)
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Output:
+        start = self.mlp(x)
+        logits = start.logits
+        for _ in range(self.propagations):
+            step = adjacency.dropout(self.edge_dropout, self.training)
+            logits = (1 - self.alpha) * (step @ logits) + self.alpha * start.logits
+        return Output(logits, start.hidden)
+
+
+BACKBONES: dict[str, type[nn.Module]] = {"appnp": APPNP, "gat": GAT, "gcn": GCN, "gin": GIN, "sage": SAGE}
+
+
+class GNN(nn.Module):
+    """A graph neural network for node classification, by name.
+
+    Args:
+        backbone: ``"gcn"``, ``"sage"``, ``"gat"``, ``"appnp"`` or ``"gin"``.
+        in_channels: F.
+        hidden_channels: width of the hidden layers.
+        out_channels: C.
+        num_layers: number of layers (for ``"appnp"``, of its MLP), from 1; default 2.
+        dropout: after each hidden layer, in [0, 1), default 0.
+        norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
+        options: of the backbone: ``reference`` (sage), ``heads`` and ``attention_dropout`` (gat), ``propagations``,
+            ``alpha`` and ``edge_dropout`` (appnp).
+
+    Raises:
+        G2MError: on an unknown backbone or option.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        norm: str = "none",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_keys(f"backbone {backbone!r}", options, backbone_options(backbone))
+        check_range("dropout", dropout, 0, 1)
+        widths = _widths(in_channels, hidden_channels, out_channels, num_layers)
+        self.backbone = BACKBONES[backbone](widths, dropout, norm, **options)
+
+    def inputs(self, graph: Graph) -> tuple[Tensor | CSR, Tensor | CSR]:
+        """Return what :meth:`forward` takes, built once per graph: features and the backbone's own adjacency."""
+        return features(graph.x), self.backbone.adjacency(graph)
+
+    def forward(self, x: Tensor | CSR, adjacency: Tensor | CSR) -> Output:
+        return self.backbone(x, adjacency)
+
+
+def backbone_options(backbone: str) -> list[str]:
+    """Return the names of the options a backbone takes beside the common ones."""
+    signature = inspect.signature(BACKBONES[choose("backbone", backbone, BACKBONES)])
+    return [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+class Wrapped(nn.Module):
+    """A user's own GNN with PyG's signature ``module(x, edge_index) -> logits [N, C]`` (or an :class:`Output`)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def inputs(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        return graph.x, graph.edge_index
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Output:
+        output = self.module(x, edge_index)
+        return output if isinstance(output, Output) else Output(output)

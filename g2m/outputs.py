@@ -1,0 +1,125 @@
+"""TeacherOutputs: the one artifact between a teacher and a student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2m import storage
+from g2m.errors import G2MError, check_range
+from g2m.graph import Graph
+
+_OPTIONAL = ("hidden", "low_target", "codebook", "code_input")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TeacherOutputs:
+    """What a trained teacher says of every node that training may see; checked when built and when loaded.
+
+    There are rows for observed nodes only: in the inductive setting there is nothing of an unseen node to leak.
+
+    Args:
+        node_id: ids ``[M]`` of the rows in the graph that was given to the teacher, strictly ascending.
+        logits: ``[M, C]``.
+        hidden: the input of the teacher's last layer ``[M, H]``, or ``None``.
+        low_target: teacher probabilities summed over each node and its neighbours ``[M, C]``, or ``None``.
+        codebook: code vectors ``[K, D]``, or ``None``.
+        code_input: what the codes are looked up with ``[M, D]``, or ``None``; goes with ``codebook``.
+        meta: ``fingerprint`` of the observed graph, ``setting``, teacher configuration, seed, versions, scores.
+
+    Raises:
+        G2MError: if shapes do not match or a value is not finite.
+    """
+
+    node_id: Tensor
+    logits: Tensor
+    hidden: Tensor | None = None
+    low_target: Tensor | None = None
+    codebook: Tensor | None = None
+    code_input: Tensor | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise :class:`G2MError` unless every field has its shape, finite values and ascending ids."""
+        rows = len(self.node_id)
+        if self.node_id.dtype != torch.int64 or self.node_id.dim() != 1 or rows == 0:
+            raise G2MError(
+                f"node_id: expected int64 ids [M], M at least 1 (got {self.node_id.dtype} {tuple(self.node_id.shape)})."
+            )
+        if self.node_id[0] < 0 or (self.node_id.diff() <= 0).any():
+            raise G2MError("node_id: expected ids from 0 in strictly ascending order.")
+        if self.logits.dim() != 2 or self.logits.size(1) < 2:
+            raise G2MError(f"logits: expected [M, C] with C at least 2 (got {tuple(self.logits.shape)}).")
+        for name in ("logits", *_OPTIONAL):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if not tensor.is_floating_point() or tensor.dim() != 2:
+                raise G2MError(f"{name}: expected a floating-point matrix (got {tensor.dtype} {tuple(tensor.shape)}).")
+            if name != "codebook" and len(tensor) != rows:
+                raise G2MError(f"{name}: expected {rows} rows, one per node_id (got {len(tensor)}).")
+            if not torch.isfinite(tensor).all():
+                row = int((~torch.isfinite(tensor)).any(1).nonzero()[0])
+                raise G2MError(f"{name}: expected finite values (got NaN or infinity, the first in row {row}).")
+        if self.low_target is not None and self.low_target.shape != self.logits.shape:
+            raise G2MError(f"low_target: expected {tuple(self.logits.shape)} (got {tuple(self.low_target.shape)}).")
+        if (self.codebook is None) != (self.code_input is None):
+            raise G2MError("codebook, code_input: expected both or neither.")
+        if self.codebook is not None and self.codebook.size(1) != self.code_input.size(1):
+            raise G2MError(
+                f"code_input: expected {self.codebook.size(1)} columns as in codebook (got {self.code_input.size(1)})."
+            )
+
+    # -- derived knowledge -------------------------------------------------------------------------------------
+
+    def log_soft_labels(self, tau: float = 1.0) -> Tensor:
+        """Return log-probabilities ``[M, C]`` at temperature ``tau`` > 0, default 1."""
+        return F.log_softmax(self.logits / check_range("tau", tau, 0, open_low=True), -1)
+
+    def soft_labels(self, tau: float = 1.0) -> Tensor:
+        """Return probabilities ``[M, C]`` at temperature ``tau`` > 0, default 1."""
+        return self.log_soft_labels(tau).exp()
+
+    # -- belonging ---------------------------------------------------------------------------------------------
+
+    def check(self, graph: Graph) -> None:
+        """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``."""
+        observed = graph.observed()
+        given = self.meta.get("fingerprint")
+        if given != observed.fingerprint():
+            raise G2MError(
+                f"outputs: made on another graph, split or setting (fingerprint {given}, expected "
+                f"{observed.fingerprint()} of {graph.name!r}, {graph.setting}). Run teacher.outputs(graph) on this one."
+            )
+
+    # -- file --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a safetensors file, whole or not at all."""
+        tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
+        return storage.write(path, "outputs", {k: v for k, v in tensors.items() if v is not None}, self.meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TeacherOutputs:
+        """Read and check a saved file.
+
+        Raises:
+            G2MError: if it is missing, truncated, foreign, edited, or inconsistent.
+        """
+        tensors, meta = storage.read(path, "outputs")
+        unknown = set(tensors) - {"node_id", "logits", *_OPTIONAL}
+        if unknown or not {"node_id", "logits"} <= set(tensors):
+            raise G2MError(f"path: {str(path)!r} does not hold teacher outputs (it holds {sorted(tensors)}).")
+        return cls(**tensors, meta=meta)
+
+    def __repr__(self) -> str:
+        shapes = {k: tuple(v.shape) for k in ("logits", *_OPTIONAL) if (v := getattr(self, k)) is not None}
+        return f"TeacherOutputs(rows={len(self.node_id)}, {', '.join(f'{k}={v}' for k, v in shapes.items())})"

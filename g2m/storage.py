@@ -1,0 +1,78 @@
+"""One file format for everything saved: safetensors with a checked JSON header. Written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from g2m.errors import G2MError
+
+FORMAT = "g2m/1"
+
+
+def _checksum(kind: str, meta: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{FORMAT}|{kind}|{meta}".encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f"|{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file under a temporary name, then rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Write tensors and JSON metadata as one ``kind`` of file; readers see the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": _checksum(kind, text, tensors)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, header)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write` wrote and check it before it is believed.
+
+    Raises:
+        G2MError: if the file is missing, truncated, of another program or kind, or changed since it was written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise G2MError(f"path: no file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise G2MError(f"path: {str(path)!r} is truncated or not a safetensors file ({error}).") from None
+    if header.get("format") != FORMAT:
+        raise G2MError(f"path: expected a file of format {FORMAT!r} (got {header.get('format')!r} at {str(path)!r}).")
+    if header.get("kind") != kind:
+        raise G2MError(f"path: expected a {kind} file (got a {header.get('kind')} file at {str(path)!r}).")
+    if header.get("checksum") != _checksum(kind, header.get("meta", ""), tensors):
+        raise G2MError(f"path: {str(path)!r} was changed after it was written (its checksum differs). Make it again.")
+    return tensors, json.loads(header["meta"])

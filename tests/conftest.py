@@ -1,0 +1,28 @@
+"""Fixtures every test may use. Nothing here or in the suite touches the network."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with real data sets (layout: docs/data.md); a scratch copy, since loaders write ``processed/``."""
+    root = os.environ.get("G2M_DATA_ROOT")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs real data: set G2M_DATA_ROOT to a writable copy of it")
+    return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family == socket.AF_UNIX or (isinstance(address, tuple) and address[0] in {"127.0.0.1", "::1"}):
+            return connect(self, address)
+        raise AssertionError(f"a test reached for the network: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
