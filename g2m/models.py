@@ -184,6 +184,10 @@ class GINConv(nn.Module):
 class _Stack(nn.Module):
     """conv → norm → ReLU → dropout, none after the last conv."""
 
+    @property
+    def hops(self) -> int:
+        return len(self.convs)
+
     def __init__(self, convs: list[nn.Module], widths: list[int], dropout: float, norm: str) -> None:
         super().__init__()
         self.convs, self.dropout = nn.ModuleList(convs), dropout
@@ -253,6 +257,10 @@ class GAT(nn.Module):
             conv.lin = linear
         self.norms, self.dropout = nn.ModuleList(_norm(norm, o) for _, o in hidden), dropout
 
+    @property
+    def hops(self) -> int:
+        return len(self.convs)
+
     def adjacency(self, graph: Graph) -> Tensor:
         loops = graph.edge_index[0] == graph.edge_index[1]
         return add_self_loops(graph.edge_index[:, ~loops], num_nodes=graph.num_nodes)[0]
@@ -297,6 +305,10 @@ class APPNP(nn.Module):
         self.edge_dropout, self.propagations = check_range("edge_dropout", edge_dropout, 0, 1), propagations
         hidden = widths[0][1]
         self.mlp = MLP(widths[0][0], hidden, widths[-1][1], num_layers=len(widths), dropout=dropout, norm=norm)
+
+    @property
+    def hops(self) -> int:
+        return self.propagations
 
     def adjacency(self, graph: Graph) -> CSR:
         return symmetric_adjacency(graph)
@@ -352,6 +364,11 @@ class GNN(nn.Module):
     def inputs(self, graph: Graph) -> tuple[Tensor | CSR, Tensor | CSR]:
         """Return what :meth:`forward` takes, built once per graph: features and the backbone's own adjacency."""
         return features(graph.x), self.backbone.adjacency(graph)
+
+    @property
+    def hops(self) -> int:
+        """How far a node's answer looks."""
+        return self.backbone.hops
 
     def forward(self, x: Tensor | CSR, adjacency: Tensor | CSR) -> Output:
         return self.backbone(x, adjacency)

@@ -47,7 +47,10 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapp
     header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": _checksum(kind, text, tensors)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; save_file would make it private
         save_file(tensors, temporary, header)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""Benchmarks: data × teacher × method × setting × seed, resumable, over processes, one JSON line per cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from g2m.data import load
+from g2m.errors import G2MError, check_keys, choose
+from g2m.estimators import Student, Teacher
+from g2m.experiments import Experiment, find
+from g2m.graph import SETTINGS
+
+Record = dict[str, Any]
+
+
+def cache_folder() -> Path:
+    """Return the folder of trained teachers: ``G2M_CACHE``, otherwise ``~/.cache/g2m``."""
+    return Path(os.environ.get("G2M_CACHE") or Path.home() / ".cache" / "g2m")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a benchmark."""
+
+    experiment: Experiment
+    setting: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the result."""
+        content = {**self.experiment.config(), "setting": self.setting, "seed": self.seed}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cells(
+    data: Iterable[str],
+    *,
+    methods: Iterable[str] = ("mlp", "glnn"),
+    teachers: Iterable[str] = ("sage",),
+    settings: Iterable[str] = SETTINGS,
+    seeds: int = 10,
+    overrides: Iterable[str] = (),
+) -> list[Cell]:
+    """Return the cells of a grid; a method without a teacher is there once, not once per teacher.
+
+    Args:
+        data: card names.
+        methods: method names.
+        teachers: backbone names.
+        settings: ``"transductive"``, ``"inductive"``.
+        seeds: seeds 0 … seeds-1; a seed draws the split, the unseen nodes and the initial weights.
+        overrides: ``key=value`` options on top of the shipped experiments.
+    """
+    for setting in settings:
+        choose("settings", setting, SETTINGS)
+    if seeds < 1:
+        raise G2MError(f"seeds: expected a whole number from 1 (got {seeds}).")
+    found: dict[str, Cell] = {}
+    for name in data:
+        for setting in settings:
+            for seed in range(seeds):
+                for teacher in teachers:
+                    for method in methods:
+                        cell = Cell(find(name, method, teacher).override(overrides), setting, seed)
+                        found.setdefault(cell.key, cell)
+    return list(found.values())
+
+
+def run_cell(
+    cell: Cell,
+    *,
+    root: str | Path | None = None,
+    cache: str | Path | None = None,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Record:
+    """Train one cell (its teacher is read from the cache if it is there) and return its record.
+
+    Args:
+        cell: what to run.
+        root: data folder, see :func:`g2m.load`.
+        cache: folder of trained teachers; default :func:`cache_folder`.
+        folder: keep teacher, outputs and student there, with checkpoints to resume from; default: keep none.
+        progress: show bars.
+    """
+    experiment, setting, seed = cell.experiment, cell.setting, cell.seed
+    graph = load(experiment.data, seed=seed, setting=setting, root=root, **experiment.data_options)
+    record: Record = {
+        "key": cell.key,
+        "data": experiment.data,
+        "setting": setting,
+        "teacher": experiment.teacher,
+        "method": experiment.method,
+        "seed": seed,
+        "metric": graph.metric,
+    }
+    outputs = None
+    if experiment.teacher is not None:
+        teacher = Teacher(experiment.teacher, seed=seed, **experiment.teacher_options)
+        teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
+        outputs = teacher.outputs(graph)
+        record["teacher_scores"] = teacher.evaluate(graph)
+        record["teacher_run"] = _run(teacher)
+    student = Student(experiment.method, seed=seed, **experiment.student_options)
+    checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
+    student.fit(graph, outputs, checkpoint=checkpoint, progress=progress)
+    record["scores"] = student.evaluate(graph)
+    record["run"] = _run(student)
+    record["config"] = {**experiment.config(), "versions": student.meta_["versions"]}
+    if folder is not None:
+        student.save(Path(folder) / "student.safetensors")
+        if outputs is not None:
+            teacher.save(Path(folder) / "teacher.safetensors")
+            outputs.save(Path(folder) / "outputs.safetensors")
+    return record
+
+
+def _run(estimator: Teacher | Student) -> dict[str, Any]:
+    history = estimator.history_
+    return {
+        "layers": estimator.num_layers,
+        "width": estimator.hidden_channels,
+        "parameters": estimator.num_parameters(),
+        "best_epoch": history.best_epoch,
+        "epochs": len(history),
+        "seconds": round(history.seconds, 2),
+    }
+
+
+def read_results(path: str | Path) -> list[Record]:
+    """Read a results file. A last line cut short by a kill is left out; any other broken line is an error."""
+    path = Path(path)
+    if not path.is_file():
+        raise G2MError(f"path: no results file {str(path)!r}.")
+    records: list[Record] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
+    return records
+
+
+def append_result(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Add one line to a results file; a line cut short by a kill is taken off first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
+
+
+def run(
+    grid: Iterable[Cell],
+    *,
+    out: str | Path | None = None,
+    workers: int = 1,
+    folders: Mapping[str, Path] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Iterator[Record]:
+    """Run cells and yield their records as they are ready; finished ones are read from ``out``, not run again.
+
+    Args:
+        grid: from :func:`cells`.
+        out: results file, one JSON line per cell; a killed run continues from it.
+        workers: processes; threads are divided among them. Default 1: this process.
+        folders: by cell key, where to keep what was trained.
+        progress: show a bar per training (one process only).
+        options: ``root`` and ``cache`` of :func:`run_cell`.
+    """
+    check_keys("run", options, ("root", "cache"))
+    finished = {r["key"]: r for r in read_results(out)} if out is not None and Path(out).exists() else {}
+    jobs: dict[tuple, list[Cell]] = {}
+    for cell in grid:
+        if cell.key in finished:
+            yield finished[cell.key]
+            continue
+        # Cells that share a teacher stay in one process: no teacher is trained twice at the same time.
+        shared = (cell.experiment.data, cell.experiment.teacher, cell.setting, cell.seed)
+        jobs.setdefault(shared, []).append(cell)
+    for record in _records(list(jobs.values()), workers, folders or {}, progress, options):
+        if out is not None:
+            append_result(out, record)
+        yield record
+
+
+def _records(
+    jobs: list[list[Cell]], workers: int, folders: Mapping[str, Path], progress: bool, options: dict[str, Any]
+) -> Iterator[Record]:
+    if workers <= 1:
+        for job in jobs:
+            for cell in job:
+                yield run_cell(cell, folder=folders.get(cell.key), progress=progress, **options)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+        futures = [pool.submit(_run_job, job, folders, options) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+
+def _run_job(job: list[Cell], folders: Mapping[str, Path], options: dict[str, Any]) -> list[Record]:
+    return [run_cell(cell, folder=folders.get(cell.key), **options) for cell in job]

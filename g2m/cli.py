@@ -1,0 +1,315 @@
+"""The command line: ``g2m demo | data | train | bench | report | predict``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from g2m.errors import G2MError
+
+cli = typer.Typer(
+    help="The knowledge of a graph neural network in a model that needs no graph.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_cli = typer.Typer(help="Data sets: list the cards, fetch one.", invoke_without_command=True)
+cli.add_typer(data_cli, name="data")
+
+_WIDE = None if sys.stdout.isatty() else 200  # a pipe or a file has no width to wrap at
+out, err = Console(width=_WIDE), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Root = Annotated[Path | None, typer.Option(help="Data folder; default $G2M_DATA_ROOT, else ~/.cache/g2m/data.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of trained teachers; default $G2M_CACHE, else ~/.cache/g2m.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("-o", help="key=value: an option of the student, or with teacher. or data. before it, of those."),
+]
+
+
+def app() -> None:
+    """Run the command line; a user's mistake prints one line and exits 2."""
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    try:
+        cli()
+    except G2MError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+# -- showing ---------------------------------------------------------------------------------------------------
+
+
+def show(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    out.print(table)
+
+
+def show_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def bar() -> Progress:
+    """A progress bar on standard error with time left; silent where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+@cli.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print versions and the optional parts found.")] = False,
+) -> None:
+    if not version:
+        return
+    from importlib.metadata import version as installed
+
+    import torch
+
+    import g2m
+
+    found = {name: importlib.util.find_spec(name) is not None for name in _PARTS}
+    out.print(f"g2m {g2m.__version__} · python {platform.python_version()} · torch {torch.__version__}")
+    out.print(f"torch_geometric {installed('torch_geometric')} · optuna {installed('optuna')} · ogb {installed('ogb')}")
+    out.print(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    for name, extra in _PARTS.items():
+        out.print(f"{name}: " + ("found" if found[name] else f"not found (pip install 'g2m[{extra}]')"), markup=False)
+    raise typer.Exit
+
+
+_PARTS = {
+    "torch_scatter": "scatter",
+    "onnxruntime": "export",
+    "pyarrow": "export",
+    "optuna_dashboard": "dashboard",
+    "rdkit": "mol",
+}
+
+
+# -- data ------------------------------------------------------------------------------------------------------
+
+
+@data_cli.callback()
+def data_list(context: typer.Context, root: Root = None, as_json: Json = False) -> None:
+    """List the data sets: had or not, size, licence."""
+    if context.invoked_subcommand is not None:
+        return
+    from g2m.data import cards, data_root
+
+    rows = []
+    for name, card in cards().items():
+        rows.append(
+            {"name": name, "status": card.status(root), **card.counts, "size_mb": card.size_mb, "metric": card.metric}
+            | {"split": card.default_split, "licence": card.licence}
+        )
+    if as_json:
+        show_json(rows)
+    else:
+        show(
+            list(rows[0]),
+            [["–" if v is None else v for v in row.values()] for row in rows],
+            f"data in {data_root(root)}",
+        )
+
+
+@data_cli.command("get")
+def data_get(name: str, root: Root = None, as_json: Json = False) -> None:
+    """Fetch a data set and check it against its card."""
+    from g2m.data import download, find_card
+
+    download(name, root)
+    status = find_card(name).status(root)
+    if as_json:
+        show_json({"name": name, "status": status})
+    else:
+        out.print(f"{name}: {status}")
+
+
+# -- training --------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where artifacts and plot go.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Distil a GNN into an MLP on handwritten digits, and show quality against speed."""
+    from g2m.demo import DATA, METHODS, run_demo
+    from g2m.graph import SETTINGS
+    from g2m.latency import SIZES
+
+    with bar() as progress:
+        task = progress.add_task(f"{DATA}: teacher and students", total=len(SETTINGS) * len(METHODS) * seeds)
+        rows = run_demo(folder, seeds=seeds, on_cell=lambda _: progress.advance(task))
+    if as_json:
+        show_json(rows)
+        return
+    header = ["model", "transductive %", "unseen nodes %", "parameters", "ms, 1 node", "ms, 1000", "speed-up"]
+    cells = [
+        [
+            row["model"],
+            *(f"{row[key]:.2f} ± {row[f'{key}_std']:.2f}" for key in SETTINGS),
+            f"{row['parameters']:,}",
+            *(f"{row[f'ms_{size}']:.3f}" for size in SIZES),
+            " / ".join(f"{row[f'speedup_{size}']:.1f}×" for size in SIZES),
+        ]
+        for row in rows
+    ]
+    show(header, cells, f"Handwritten digits, 20 labels a class, {seeds} seeds")
+    out.print(f"plot: {folder / 'demo.png'}   artifacts: {folder}/*.safetensors\n\nUse the student:", highlight=False)
+    typer.echo(_USE.format(path=folder / "student.safetensors"))
+
+
+_USE = """
+import g2m, sklearn.datasets
+student = g2m.Student.load("{path}")
+print(student.predict(sklearn.datasets.load_digits().data[:10]))
+"""
+
+
+@cli.command()
+def train(
+    data: Annotated[str, typer.Argument(help="Card name, see g2m data.")],
+    method: Annotated[str, typer.Option(help="Distillation method.")] = "glnn",
+    teacher: Annotated[str, typer.Option(help="Teacher's backbone.")] = "sage",
+    setting: Annotated[str, typer.Option(help="transductive or inductive.")] = "transductive",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
+    options: Options = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to keep; default runs/<what is run>.")] = None,
+    root: Root = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Train teacher and student on one data set; killed, the same command goes on where it was."""
+    from g2m.bench import cells, run
+    from g2m.report import score_rows, summary
+
+    grid = cells([data], methods=[method], teachers=[teacher], settings=[setting], seeds=seeds, overrides=options or ())
+    folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
+    folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
+    records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
+    if as_json:
+        show_json(records)
+        return
+    show(*score_rows(summary(records), setting), title=f"{data}, {setting}")
+    out.print(f"kept in {folder}/seed*/: student, teacher, outputs (.safetensors)", highlight=False)
+
+
+@cli.command()
+def bench(
+    data: Annotated[list[str], typer.Argument(help="Card names, see g2m data.")],
+    methods: Annotated[str, typer.Option(help="Method names, by comma.")] = "mlp,glnn",
+    teachers: Annotated[str, typer.Option(help="Backbones, by comma.")] = "sage",
+    settings: Annotated[str, typer.Option(help="Settings, by comma.")] = "transductive,inductive",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 10,
+    results: Annotated[Path, typer.Option("--out", help="Results file; a killed run goes on from it.")] = Path(
+        "results.jsonl"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
+    options: Options = None,
+    root: Root = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Run methods × teachers × data sets × settings × seeds and print the table beside the published one."""
+    from g2m.bench import cells, run
+    from g2m.report import PARTS, score_rows, summary
+
+    grid = cells(
+        data,
+        methods=_names(methods),
+        teachers=_names(teachers),
+        settings=_names(settings),
+        seeds=seeds,
+        overrides=options or (),
+    )
+    records = []
+    with bar() as progress:
+        task = progress.add_task("trainings", total=len(grid))
+        for record in run(grid, out=results, workers=workers, root=root, cache=cache):
+            records.append(record)
+            progress.update(task, advance=1, description=f"{record['data']} {record['method']} {record['setting']}")
+    if as_json:
+        show_json(records)
+        return
+    rows = summary(records)
+    for setting in PARTS:
+        header, table = score_rows(rows, setting)
+        if table:
+            show(header, table, setting)
+    out.print(f"results: {results}", highlight=False)
+
+
+@cli.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Results files.")],
+    page: Annotated[Path | None, typer.Option("--out", help="Markdown file to write; default: print it.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Results",
+    as_json: Json = False,
+) -> None:
+    """Turn results files into a page of tables with the published numbers beside the measured ones."""
+    from g2m.bench import read_results
+    from g2m.report import markdown, summary
+    from g2m.storage import write_text
+
+    records = [record for path in results for record in read_results(path)]
+    if as_json:
+        show_json(summary(r for r in records if "table" not in r) + [r for r in records if "table" in r])
+        return
+    command = " ".join(
+        ["g2m report", *map(str, results), f'--title "{title}"', *(["--out", str(page)] if page else [])]
+    )
+    text = markdown(records, title=title, command=command)
+    if page is None:
+        typer.echo(text)
+    else:
+        write_text(page, text)
+        out.print(f"written: {page}", highlight=False)
+
+
+# -- using -----------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+def predict(
+    student: Annotated[Path, typer.Argument(help="Saved student (.safetensors).")],
+    features: Annotated[Path, typer.Argument(help="Features [N, F]: .npy, .csv or .parquet.")],
+    result: Annotated[Path | None, typer.Option("--out", help=".csv, .npy or .parquet; default: print CSV.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict classes from features alone: no graph."""
+    from g2m.estimators import Student
+    from g2m.tables import read_features, write_predictions
+
+    model = Student.load(student)
+    probabilities = model.predict_proba(read_features(features, model.meta_["in_channels"]))
+    classes = probabilities.argmax(1)
+    if result is not None:
+        write_predictions(result, classes, probabilities)
+    if as_json:
+        show_json({"class": classes.tolist(), "probability": probabilities.round(6).tolist()})
+    elif result is None:
+        write_predictions(sys.stdout, classes, probabilities)
+    else:
+        out.print(f"written: {result} ({len(classes)} rows)", highlight=False)

@@ -1,0 +1,77 @@
+"""The demo: a GNN's knowledge of handwritten digits in an MLP, quality against speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from g2m.bench import append_result, cells, run
+from g2m.data import load
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.latency import SIZES, student_latency, teacher_latency
+from g2m.report import mean_std, quality_against_speed, summary
+
+DATA, TEACHER, METHODS = "digits", "sage", ("mlp", "glnn")
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    seeds: int = 5,
+    on_cell: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Train teacher and students in both settings; write artifacts, results and a plot; return the table's rows.
+
+    Args:
+        folder: where ``teacher``, ``outputs``, ``student`` (``.safetensors``), ``results.jsonl`` and ``demo.png`` go;
+            a killed run continues there.
+        seeds: number of seeds, default 5.
+        on_cell: called with each finished training's record.
+        progress: show a bar per training.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise G2MError(f"out: expected a folder (got the file {str(folder)!r}).")
+    grid = cells([DATA], methods=METHODS, teachers=[TEACHER], seeds=seeds)
+    last = next(c for c in grid if c.setting == "transductive" and c.seed == 0 and c.experiment.method == METHODS[-1])
+    records = []
+    for record in run(
+        grid, out=folder / "runs.jsonl", folders={last.key: folder}, progress=progress, cache=folder / "cache"
+    ):
+        records.append(record)
+        if on_cell is not None:
+            on_cell(record)
+    graph = load(DATA, seed=0)
+    student = Student.load(folder / "student.safetensors")
+    speed = {
+        "teacher": teacher_latency(Teacher.load(folder / "teacher.safetensors"), graph),
+        METHODS[-1]: (fast := student_latency(student, graph)),
+        "mlp": fast,  # the same network
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for row in summary(records):
+        name = TEACHER.upper() if row["method"] == "teacher" else row["method"].upper()
+        entry = rows.setdefault(name, {"table": DATA, "model": name})
+        part = "test" if row["setting"] == "transductive" else "unseen"
+        mean, std = mean_std([100 * score for score in row["scores"][part]])
+        entry[row["setting"]], entry[f"{row['setting']}_std"] = round(mean, 2), round(std, 2)
+        entry |= {"seeds": row["seeds"], "parameters": row["run"]["parameters"]}
+        for size in SIZES:
+            time = speed[row["method"]][size]["p50"]
+            entry[f"ms_{size}"] = round(time, 4)
+            entry[f"speedup_{size}"] = round(speed["teacher"][size]["p50"] / time, 2)
+    table = list(rows.values())
+    (folder / "results.jsonl").unlink(missing_ok=True)
+    for entry in table:
+        append_result(folder / "results.jsonl", entry)
+    panels = {"transductive": "transductive: test nodes", "inductive": "inductive: unseen nodes"}
+    points = [
+        {"model": e["model"], "setting": title, "accuracy": e[key], "std": e[f"{key}_std"], "ms": e["ms_1"]}
+        for key, title in panels.items()
+        for e in table
+    ]
+    quality_against_speed(points, folder / "demo.png", title="Handwritten digits: quality against speed")
+    return table

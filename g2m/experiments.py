@@ -1,0 +1,110 @@
+"""Experiments: one TOML file says data, teacher, method, their options, and what the paper reports."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from g2m.errors import G2MError, check_keys, choose
+from g2m.methods import REGISTRY
+from g2m.models import BACKBONES
+
+_KEYS = ("data", "teacher", "method", "data_options", "teacher_options", "student_options", "paper")
+_INSTALLED = Path(__file__).parent / "_experiments"
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "sweeps"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run: a data set, a teacher, a method, and the options of each.
+
+    Args:
+        data: name of a card.
+        method: name of a method.
+        teacher: name of a backbone, or ``None`` for methods without a teacher.
+        data_options: of :func:`g2m.load`.
+        teacher_options: of :class:`~g2m.Teacher`.
+        student_options: of :class:`~g2m.Student`.
+        paper: published scores as ``{setting: {"teacher" | "student": {part: [mean, std]}}}`` in percent, and
+            ``source``.
+    """
+
+    data: str
+    method: str
+    teacher: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    teacher_options: dict[str, Any] = field(default_factory=dict)
+    student_options: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        needs = REGISTRY[choose("method", self.method, REGISTRY)].needs
+        if self.teacher is not None:
+            choose("teacher", self.teacher, BACKBONES)
+        elif needs:
+            raise G2MError(f"teacher: method {self.method!r} learns from one. Name it: {', '.join(BACKBONES)}.")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Experiment:
+        """Read a TOML file; an unknown key is an error with the nearest match."""
+        path = Path(path)
+        if not path.is_file():
+            raise G2MError(f"path: no experiment file {str(path)!r}.")
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise G2MError(f"path: {str(path)!r} is not valid TOML ({error}).") from None
+        check_keys(path.name, content, _KEYS)
+        for key in ("data", "method"):
+            if key not in content:
+                raise G2MError(f"path: {str(path)!r} lacks the key {key!r}.")
+        return cls(**content)
+
+    def override(self, options: Iterable[str]) -> Experiment:
+        """Return the experiment with ``key=value`` options set; values are TOML, bare words are strings.
+
+        ``teacher.lr=0.01`` goes to the teacher, ``data.num_nodes=500`` to the data, ``dropout=0.5`` to the student.
+        """
+        groups: dict[str, dict[str, Any]] = {"data": {}, "teacher": {}, "student": {}}
+        for option in options:
+            key, equals, text = option.partition("=")
+            if not equals or not key:
+                raise G2MError(f"-o: expected key=value, for example teacher.lr=0.01 (got {option!r}).")
+            group, dot, name = key.partition(".")
+            if dot:
+                choose("-o: the part before the dot", group, groups)
+            groups[group if dot else "student"][name if dot else key] = _value(text)
+        return replace(
+            self,
+            data_options=self.data_options | groups["data"],
+            teacher_options=self.teacher_options | groups["teacher"],
+            student_options=self.student_options | groups["student"],
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Return everything that decides a result, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "paper"}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+@cache
+def shipped() -> Mapping[tuple[str, str, str | None], Experiment]:
+    """Return the experiments that come with g2m, by (data, method, teacher)."""
+    found = [Experiment.read(path) for path in sorted(FOLDER.glob("*/*.toml"))]
+    return {(e.data, e.method, e.teacher): e for e in found}
+
+
+def find(data: str, method: str, teacher: str | None = None) -> Experiment:
+    """Return the shipped experiment, with its published options, or one with default options where there is none."""
+    key = (data, method, teacher if method in REGISTRY and REGISTRY[method].needs else None)
+    return shipped().get(key) or Experiment(*key)

@@ -1,0 +1,106 @@
+"""How long an answer takes: the student reads features, the teacher must fetch the neighbourhood first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.utils import subgraph
+
+from g2m.estimators import Student, Teacher
+from g2m.graph import Graph
+from g2m.models import sum_adjacency
+from g2m.sparse import CSR
+
+SIZES = (1, 1000)
+
+
+def measure(call: Callable[[], Any], *, repeats: int = 30, seconds: float = 1.0) -> dict[str, float]:
+    """Return ``p50`` and ``p99`` of a call in milliseconds, after one warm-up.
+
+    Args:
+        call: what to time.
+        repeats: at most this many times, default 30.
+        seconds: stop after about this long, default 1; at least three calls are timed.
+    """
+    call()
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < repeats and sum(times) < seconds * 1e3):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    p50, p99 = torch.tensor(times).quantile(torch.tensor([0.5, 0.99])).tolist()
+    return {"p50": p50, "p99": p99}
+
+
+def student_latency(student: Student, graph: Graph, *, sizes: Iterable[int] = SIZES) -> dict[int, dict[str, float]]:
+    """Return the milliseconds a student takes for so many random nodes, by number of nodes."""
+    features = {size: graph.x[_nodes(graph, size)] for size in sizes}
+    return {size: measure(partial(student.predict_logits, x)) for size, x in features.items()}
+
+
+def teacher_latency(teacher: Teacher, graph: Graph, *, sizes: Iterable[int] = SIZES) -> dict[int, dict[str, float]]:
+    """Return the milliseconds a teacher takes for so many random nodes, by number of nodes.
+
+    Each answer fetches the nodes' receptive field from the stored graph (adjacency and features in memory, normalised
+    beforehand) and runs the model on it; where a pass over the whole graph is faster, that counts.
+    """
+    model = teacher.model_.eval()
+    inputs, neighbours = model.inputs(graph), sum_adjacency(graph)
+
+    @torch.no_grad()
+    def whole() -> Tensor:
+        return model(*inputs).logits
+
+    @torch.no_grad()
+    def fetched(nodes: Tensor) -> Tensor:
+        field = receptive_field(neighbours, nodes, model.hops)
+        return model(inputs[0][field], induced(inputs[1], field)).logits[: len(nodes)]
+
+    result = {}
+    for size in sizes:
+        nodes = _nodes(graph, size)
+        times = [measure(partial(fetched, nodes)), measure(whole)]
+        result[size] = min(times, key=lambda time: time["p50"])
+    return result
+
+
+def _nodes(graph: Graph, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if size <= graph.num_nodes:
+        return torch.randperm(graph.num_nodes, generator=generator)[:size]
+    return torch.randint(graph.num_nodes, (size,), generator=generator)
+
+
+def receptive_field(neighbours: CSR, nodes: Tensor, hops: int) -> Tensor:
+    """Return the ids of all nodes within ``hops`` of ``nodes``; ``nodes`` come first."""
+    known = torch.zeros(len(neighbours), dtype=torch.bool)
+    known[nodes] = True
+    field, border = [nodes], nodes
+    for _ in range(hops):
+        border = neighbours.rows(border).col.long().unique()
+        border = border[~known[border]]
+        known[border] = True
+        field.append(border)
+    return torch.cat(field)
+
+
+def induced(adjacency: CSR | Tensor, nodes: Tensor) -> CSR | Tensor:
+    """Return the adjacency among ``nodes``, renumbered in their order; weights stay those of the whole graph."""
+    if isinstance(adjacency, Tensor):
+        local = torch.full((int(adjacency.max()) + 1,), -1)
+        local[nodes] = torch.arange(len(nodes))
+        kept, _ = subgraph(nodes, adjacency)
+        return local[kept]
+    rows = adjacency.rows(nodes)
+    local = torch.full((adjacency.shape[1],), -1, dtype=rows.col.dtype)
+    local[nodes] = torch.arange(len(nodes), dtype=rows.col.dtype)
+    col = local[rows.col.long()]
+    keep = col >= 0
+    crow = torch.zeros(len(nodes) + 1, dtype=torch.long)
+    crow[1:] = torch.bincount(rows.row_of_entry()[keep], minlength=len(nodes)).cumsum(0)
+    return CSR(crow.to(rows.crow.dtype), col[keep], rows.value[keep], (len(nodes), len(nodes)))

@@ -1,0 +1,155 @@
+"""Results files into tables and plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from g2m.experiments import find
+
+Record = Mapping[str, Any]
+PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen")}
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation (ddof 1; 0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return ``"80.64 ± 1.57"`` from scores in [0, 1]."""
+    mean, std = mean_std([100 * value for value in values])
+    return f"{mean:.2f} ± {std:.2f}"
+
+
+def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return one row per data set, setting, teacher and method, teachers included, over seeds.
+
+    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``seeds``,
+    ``scores`` (part → list over seeds), ``published`` (part → [mean, std] in percent), ``run`` (size of the model) and
+    ``seconds`` (mean training time).
+    """
+    rows: dict[tuple, dict[str, Any]] = {}
+
+    def add(record: Record, method: str, scores: Mapping[str, float], run: Mapping[str, Any], who: str) -> None:
+        key = (record["data"], record["setting"], record["teacher"], method)
+        row = rows.get(key)
+        if row is None:
+            paper = find(record["data"], record["method"], record["teacher"]).paper
+            published = paper.get(record["setting"], {}).get(who, {})
+            row = rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=True))
+            row |= {"by_seed": {}, "published": published, "run": run, "times": []}
+        if record["seed"] not in row["by_seed"]:
+            row["by_seed"][record["seed"]] = scores
+            row["times"].append(run["seconds"])
+
+    for record in records:
+        if "teacher_scores" in record:
+            add(record, "teacher", record["teacher_scores"], record["teacher_run"], "teacher")
+        add(record, record["method"], record["scores"], record["run"], "student")
+    for row in rows.values():
+        seeds = row.pop("by_seed")
+        row["seeds"] = len(seeds)
+        row["scores"] = {part: [s[part] for _, s in sorted(seeds.items())] for part in next(iter(seeds.values()))}
+        row["seconds"] = statistics.fmean(row.pop("times"))
+    return sorted(rows.values(), key=lambda r: (r["data"], r["setting"] != "transductive", r["method"] == "mlp"))
+
+
+def score_rows(rows: Iterable[Mapping[str, Any]], setting: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of one setting's table: measured scores, each with the published one beside it."""
+    parts = PARTS[setting]
+    header = ["data", "model", "size", "seeds"] + [h for part in parts for h in (part, "published")] + ["train s"]
+    table = []
+    for row in rows:
+        if row["setting"] != setting:
+            continue
+        teacher = (row["teacher"] or "").upper()
+        name = teacher if row["method"] == "teacher" else f"{row['method']} ← {teacher}" if teacher else row["method"]
+        size = f"{row['run']['layers']}×{row['run']['width']}, {thousands(row['run']['parameters'])}"
+        cells = []
+        for part in parts:
+            published = row["published"].get(part)
+            shown = " ± ".join(f"{value:.2f}" for value in published) if published else "–"
+            cells += [percent(row["scores"][part]), shown]
+        table.append([row["data"], name, size, str(row["seeds"]), *cells, f"{row['seconds']:.1f}"])
+    return header, table
+
+
+def thousands(count: int) -> str:
+    """Return ``"184k"`` or ``"1.1M"``."""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k" if count >= 1e3 else str(count)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def markdown(records: Iterable[Record], *, title: str, command: str) -> str:
+    """Return a Markdown page: scores by setting, and every other table found in the records.
+
+    Args:
+        records: of a results file. Those with a ``table`` key are rows of the table of that name.
+        title: heading of the page.
+        command: the command that makes the page, named above the tables.
+    """
+    records = list(records)
+    scored = [r for r in records if "table" not in r]
+    rows = summary(scored)
+    page = [f"# {title}\n", f"Made by `{command}`. Do not edit: run it again.\n"]
+    if scored:
+        versions = scored[-1]["config"]["versions"]
+        page.append(
+            "Scores in percent (accuracy, or ROC-AUC where the card says so), mean ± standard deviation (ddof 1) over "
+            "seeds; a seed draws the split, the unseen nodes and the initial weights. Epochs are chosen on validation. "
+            "`size` is layers × width and parameters. `model ← TEACHER` is a student. "
+            f"{', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
+        )
+    for setting in PARTS:
+        if any(row["setting"] == setting for row in rows):
+            page.append(f"## {setting.capitalize()}\n")
+            page.append(markdown_table(*score_rows(rows, setting)))
+    sources = {paper["source"] for r in scored if (paper := find(r["data"], r["method"], r["teacher"]).paper)}
+    page += [f"Published: {source}.\n" for source in sorted(sources)]
+    for name in dict.fromkeys(r["table"] for r in records if "table" in r):
+        table = [{k: v for k, v in r.items() if k != "table"} for r in records if r.get("table") == name]
+        header = list(dict.fromkeys(key for row in table for key in row))
+        page.append(f"## {name}\n")
+        page.append(markdown_table(header, [[row.get(key, "–") for key in header] for row in table]))
+    return "\n".join(page)
+
+
+def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
+    """Plot accuracy against milliseconds per node and save it as a PNG.
+
+    Args:
+        rows: each with ``model``, ``setting`` (panel), ``accuracy`` and ``std`` in percent, ``ms``.
+        path: where to write.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure = Figure(figsize=(4.6 * len(settings), 3.8), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    for panel, setting in zip(panels, settings, strict=True):
+        for index, row in enumerate(r for r in rows if r["setting"] == setting):
+            color = f"C{index}"
+            panel.errorbar(row["ms"], row["accuracy"], yerr=row["std"], fmt="o", color=color, capsize=3)
+            panel.annotate(
+                row["model"], (row["ms"], row["accuracy"]), xytext=(7, 5), textcoords="offset points", color=color
+            )
+        panel.set(title=setting, xlabel="milliseconds for one node (left is faster)", xscale="log")
+        panel.margins(x=0.35, y=0.15)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy, %")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+    return path
