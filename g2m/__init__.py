@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 __version__ = version("g2m")
 
-# from g2m.data import load
+from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph

@@ -142,9 +142,21 @@ class Graph:
             for key in wanted:
                 if key not in attributes:
                     raise G2MError(f"graph: node {node!r} has no attribute {key!r} (it has: {sorted(attributes)}).")
-        features = [np.concatenate([np.atleast_1d(a[c]) for c in columns]).astype(np.float32) for _, a in nodes]
+        features, labels = [], []
+        for node, attributes in nodes:
+            try:
+                features.append(np.concatenate([np.atleast_1d(attributes[c]) for c in columns]).astype(np.float32))
+                labels.append(float(attributes[y]))
+            except (TypeError, ValueError) as error:
+                raise G2MError(
+                    f"graph: expected numbers in {', '.join([*columns, y])} on every node "
+                    f"(got {error} on node {node!r}). "
+                    "Number classes from 0, for example with sklearn.preprocessing.LabelEncoder."
+                ) from None
         if len({f.shape for f in features}) > 1:
-            raise G2MError(f"x: expected the same number of values on every node (got {sorted({len(f) for f in features})}).")
+            raise G2MError(
+                f"x: expected the same number of values on every node (got {sorted({len(f) for f in features})})."
+            )
         position = {node: i for i, (node, _) in enumerate(nodes)}
         arcs = [(position[u], position[v]) for u, v in graph.edges()]
         if not graph.is_directed():
@@ -156,7 +168,7 @@ class Graph:
         return cls(
             torch.from_numpy(np.stack(features)) if features else torch.empty(0, 0),
             torch.tensor(arcs, dtype=torch.long).reshape(-1, 2).t(),
-            torch.tensor([int(a[y]) for _, a in nodes], dtype=torch.long),
+            torch.tensor(labels, dtype=torch.float64),
             split or {},
             name=name,
             **options,
@@ -217,7 +229,9 @@ class Graph:
         test = self.part("test")
         size = int(fraction * len(test))
         if not 0 < size < len(test):
-            raise G2MError(f"fraction: expected one that leaves seen and unseen nodes (got {size} of {len(test)} unseen).")
+            raise G2MError(
+                f"fraction: expected one that leaves seen and unseen nodes (got {size} of {len(test)} unseen)."
+            )
         order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
         return self.with_split({**self.split, "unseen": test[order[:size]]})
 
@@ -232,7 +246,9 @@ class Graph:
         keep[self.split["unseen"]] = False
         local = keep.cumsum(0) - 1
         edge_index, _ = subgraph(keep, self.edge_index, relabel_nodes=True, num_nodes=self.num_nodes)
-        split = {part: local[ids[keep[ids]]] for part, ids in self.split.items() if part != "unseen" and keep[ids].any()}
+        split = {
+            part: local[ids[keep[ids]]] for part, ids in self.split.items() if part != "unseen" and keep[ids].any()
+        }
         return replace(
             self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
         )
@@ -265,9 +281,14 @@ class Graph:
 
 def _tensor(name: str, value: Any) -> Tensor:
     try:
-        return value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        if isinstance(value, Tensor):
+            return value.detach().cpu()
+        array = np.asarray(value)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # pandas hands out read-only ones
     except (TypeError, ValueError) as error:
-        raise G2MError(f"{name}: expected a tensor or an array of numbers (got {type(value).__name__}: {error}).") from None
+        raise G2MError(
+            f"{name}: expected a tensor or an array of numbers (got {type(value).__name__}: {error})."
+        ) from None
 
 
 def _features(x: Any) -> Tensor:
@@ -346,6 +367,8 @@ def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tens
 
 
 def _split(split: Mapping[str, Any], y: Tensor) -> dict[str, Tensor]:
+    if not isinstance(split, Mapping):
+        raise G2MError(f"split: expected a mapping from part to node ids (got {type(split).__name__}).")
     check_keys("split", split, PARTS)
     ids = {part: _ids(part, split[part], y) for part in PARTS if part in split}
     parts = [part for part in ids if part != "unseen"]
@@ -372,7 +395,9 @@ def _ids(part: str, value: Any, y: Tensor) -> Tensor:
     if len(ids) == 0:
         raise G2MError(f"split: expected at least one node in {part!r} (got none).")
     if ids.min() < 0 or ids.max() >= len(y):
-        raise G2MError(f"split: expected node ids in [0, {len(y) - 1}] for {part!r} (got {int(ids.min())} … {int(ids.max())}).")
+        raise G2MError(
+            f"split: expected node ids in [0, {len(y) - 1}] for {part!r} (got {int(ids.min())} … {int(ids.max())})."
+        )
     unique = ids.unique()
     if len(unique) != len(ids):
         raise G2MError(f"split: expected each node once in {part!r} (got {len(ids) - len(unique)} repeats).")

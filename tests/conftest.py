@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("cases")
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

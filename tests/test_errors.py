@@ -1,0 +1,44 @@
+import pytest
+
+from g2m.errors import G2MError, check_keys, check_range, choose, nearest
+
+
+def test_is_a_value_error():
+    assert issubclass(G2MError, ValueError)
+
+
+def test_nearest():
+    assert nearest("pubmd", ["cora", "pubmed"]) == " Did you mean 'pubmed'?"
+    assert nearest("zzz", ["cora", "pubmed"]) == ""
+
+
+def test_choose_returns_the_value_or_names_the_nearest():
+    assert choose("metric", "rocauc", ["accuracy", "rocauc"]) == "rocauc"
+    with pytest.raises(
+        G2MError, match=r"metric: expected one of accuracy, rocauc \(got 'acuracy'\)\. Did you mean 'accuracy'"
+    ):
+        choose("metric", "acuracy", ["accuracy", "rocauc"])
+
+
+def test_check_keys_names_the_first_unknown_key():
+    check_keys("card", ["name"], ["name", "source"])
+    with pytest.raises(
+        G2MError, match=r"card: unknown key 'sorce'\. Did you mean 'source'\? Known keys: name, source\."
+    ):
+        check_keys("card", ["name", "sorce"], ["name", "source"])
+
+
+@pytest.mark.parametrize(
+    ("value", "fine"), [(0, False), (0.5, True), (1, True), (1.1, False), ("1", False), (None, False)]
+)
+def test_check_range(value, fine):
+    if fine:
+        assert check_range("fraction", value, 0, 1, open_low=True) == value
+    else:
+        with pytest.raises(G2MError, match=r"fraction: expected a number in \(0, 1\]"):
+            check_range("fraction", value, 0, 1, open_low=True)
+
+
+def test_check_range_refuses_nan():
+    with pytest.raises(G2MError, match="nan"):
+        check_range("lr", float("nan"), 0)
