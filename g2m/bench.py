@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from g2m.data import load
+from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, choose
 from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment, find
@@ -42,6 +42,14 @@ class Cell:
         """A hash of everything that decides the result."""
         content = {**self.experiment.config(), "setting": self.setting, "seed": self.seed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def estimators(self) -> tuple[Teacher | None, Student]:
+        """Return the unfitted teacher (``None`` if the method has none) and student; wrong options are refused."""
+        experiment = self.experiment
+        teacher = None
+        if experiment.teacher is not None:
+            teacher = Teacher(experiment.teacher, seed=self.seed, **experiment.teacher_options)
+        return teacher, Student(experiment.method, seed=self.seed, **experiment.student_options)
 
 
 def cells(
@@ -74,7 +82,10 @@ def cells(
                 for teacher in teachers:
                     for method in methods:
                         cell = Cell(find(name, method, teacher).override(overrides), setting, seed)
-                        found.setdefault(cell.key, cell)
+                        if cell.key not in found:
+                            find_card(name)
+                            cell.estimators()
+                            found[cell.key] = cell
     return list(found.values())
 
 
@@ -106,14 +117,13 @@ def run_cell(
         "seed": seed,
         "metric": graph.metric,
     }
+    teacher, student = cell.estimators()
     outputs = None
-    if experiment.teacher is not None:
-        teacher = Teacher(experiment.teacher, seed=seed, **experiment.teacher_options)
+    if teacher is not None:
         teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
         outputs = teacher.outputs(graph)
         record["teacher_scores"] = teacher.evaluate(graph)
         record["teacher_run"] = _run(teacher)
-    student = Student(experiment.method, seed=seed, **experiment.student_options)
     checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
     student.fit(graph, outputs, checkpoint=checkpoint, progress=progress)
     record["scores"] = student.evaluate(graph)
@@ -121,7 +131,7 @@ def run_cell(
     record["config"] = {**experiment.config(), "versions": student.meta_["versions"]}
     if folder is not None:
         student.save(Path(folder) / "student.safetensors")
-        if outputs is not None:
+        if teacher is not None:
             teacher.save(Path(folder) / "teacher.safetensors")
             outputs.save(Path(folder) / "outputs.safetensors")
     return record

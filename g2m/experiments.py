@@ -67,22 +67,21 @@ class Experiment:
     def override(self, options: Iterable[str]) -> Experiment:
         """Return the experiment with ``key=value`` options set; values are TOML, bare words are strings.
 
-        ``teacher.lr=0.01`` goes to the teacher, ``data.num_nodes=500`` to the data, ``dropout=0.5`` to the student.
+        ``teacher.lr=0.01`` goes to the teacher, ``data.num_nodes=500`` to the data, ``dropout=0.5`` to the student, and
+        ``glnn.tau=2`` to the student if its method is that one.
         """
-        groups: dict[str, dict[str, Any]] = {"data": {}, "teacher": {}, "student": {}}
+        groups: dict[str, dict[str, Any]] = {name: {} for name in ("data", "teacher", "student", *REGISTRY)}
         for option in options:
             key, equals, text = option.partition("=")
-            if not equals or not key:
+            group, dot, name = key.rpartition(".")
+            if not equals or not name:
                 raise G2MError(f"-o: expected key=value, for example teacher.lr=0.01 (got {option!r}).")
-            group, dot, name = key.partition(".")
-            if dot:
-                choose("-o: the part before the dot", group, groups)
-            groups[group if dot else "student"][name if dot else key] = _value(text)
+            groups[choose("-o: the part before the dot", group, groups) if dot else "student"][name] = _value(text)
         return replace(
             self,
             data_options=self.data_options | groups["data"],
-            teacher_options=self.teacher_options | groups["teacher"],
-            student_options=self.student_options | groups["student"],
+            teacher_options=self.teacher_options | (groups["teacher"] if self.teacher is not None else {}),
+            student_options=self.student_options | groups["student"] | groups[self.method],
         )
 
     def config(self) -> dict[str, Any]:

@@ -25,46 +25,65 @@ def percent(values: Sequence[float]) -> str:
 
 
 def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return one row per data set, setting, teacher and method, teachers included, over seeds.
+    """Return one row per data set, setting, teacher, method and options, teachers included, over seeds.
 
-    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``seeds``,
-    ``scores`` (part → list over seeds), ``published`` (part → [mean, std] in percent), ``run`` (size of the model) and
-    ``seconds`` (mean training time).
+    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``options`` (those
+    that differ from the shipped experiment), ``seeds``, ``scores`` (part → list over seeds), ``published`` (part →
+    [mean, std] in percent), ``run`` (size of the model) and ``seconds`` (mean training time).
     """
     rows: dict[tuple, dict[str, Any]] = {}
 
-    def add(record: Record, method: str, scores: Mapping[str, float], run: Mapping[str, Any], who: str) -> None:
-        key = (record["data"], record["setting"], record["teacher"], method)
-        row = rows.get(key)
-        if row is None:
-            paper = find(record["data"], record["method"], record["teacher"]).paper
-            published = paper.get(record["setting"], {}).get(who, {})
-            row = rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=True))
-            row |= {"by_seed": {}, "published": published, "run": run, "times": []}
-        if record["seed"] not in row["by_seed"]:
-            row["by_seed"][record["seed"]] = scores
-            row["times"].append(run["seconds"])
+    def add(record: Record, who: str, method: str, groups: Sequence[str], scores: Any, run: Any) -> None:
+        experiment = find(record["data"], record["method"], record["teacher"])
+        options = _changed(experiment.config(), record["config"], groups)
+        key = (record["data"], record["setting"], record["teacher"], method, options)
+        if key not in rows:
+            published = experiment.paper.get(record["setting"], {}).get(who, {})
+            rows[key] = dict(zip(("data", "setting", "teacher", "method", "options"), key, strict=True))
+            rows[key] |= {"by_seed": {}, "published": published, "run": run, "times": {}}
+        rows[key]["by_seed"][record["seed"]] = scores
+        rows[key]["times"][record["seed"]] = run["seconds"]
 
     for record in records:
         if "teacher_scores" in record:
-            add(record, "teacher", record["teacher_scores"], record["teacher_run"], "teacher")
-        add(record, record["method"], record["scores"], record["run"], "student")
+            groups = ("data", "teacher")
+            add(record, "teacher", "teacher", groups, record["teacher_scores"], record["teacher_run"])
+        add(record, "student", record["method"], ("data", "teacher", "student"), record["scores"], record["run"])
     for row in rows.values():
         seeds = row.pop("by_seed")
         row["seeds"] = len(seeds)
         row["scores"] = {part: [s[part] for _, s in sorted(seeds.items())] for part in next(iter(seeds.values()))}
-        row["seconds"] = statistics.fmean(row.pop("times"))
-    return sorted(rows.values(), key=lambda r: (r["data"], r["setting"] != "transductive", r["method"] == "mlp"))
+        row["seconds"] = statistics.fmean(row.pop("times").values())
+    order = {"teacher": 0, "mlp": 2}
+    return sorted(
+        rows.values(),
+        key=lambda r: (r["data"], r["setting"] != "transductive", order.get(r["method"], 1), r["method"], r["options"]),
+    )
+
+
+def _changed(shipped: Mapping[str, Any], used: Mapping[str, Any], groups: Iterable[str]) -> str:
+    """Return the options of a run that are not those of the shipped experiment, as ``key=value`` words."""
+    words = []
+    for group in groups:
+        before, now = shipped[f"{group}_options"], used[f"{group}_options"]
+        prefix = "" if group == "student" else f"{group}."
+        words += [
+            f"{prefix}{key}={now.get(key, 'default')}"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key)
+        ]
+    return " ".join(words)
 
 
 def score_rows(rows: Iterable[Mapping[str, Any]], setting: str) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of one setting's table: measured scores, each with the published one beside it."""
     parts = PARTS[setting]
-    header = ["data", "model", "size", "seeds"] + [h for part in parts for h in (part, "published")] + ["train s"]
+    rows = [row for row in rows if row["setting"] == setting]
+    with_options = any(row["options"] for row in rows)
+    header = ["data", "model", *(["options"] if with_options else []), "size", "seeds"]
+    header += [name for part in parts for name in (part, "published")] + ["train s"]
     table = []
     for row in rows:
-        if row["setting"] != setting:
-            continue
         teacher = (row["teacher"] or "").upper()
         name = teacher if row["method"] == "teacher" else f"{row['method']} ← {teacher}" if teacher else row["method"]
         size = f"{row['run']['layers']}×{row['run']['width']}, {thousands(row['run']['parameters'])}"
@@ -73,7 +92,8 @@ def score_rows(rows: Iterable[Mapping[str, Any]], setting: str) -> tuple[list[st
             published = row["published"].get(part)
             shown = " ± ".join(f"{value:.2f}" for value in published) if published else "–"
             cells += [percent(row["scores"][part]), shown]
-        table.append([row["data"], name, size, str(row["seeds"]), *cells, f"{row['seconds']:.1f}"])
+        options = [row["options"]] if with_options else []
+        table.append([row["data"], name, *options, size, str(row["seeds"]), *cells, f"{row['seconds']:.1f}"])
     return header, table
 
 
