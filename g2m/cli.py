@@ -265,27 +265,32 @@ def bench(
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results files.")],
     page: Annotated[Path | None, typer.Option("--out", help="Markdown file to write; default: print it.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Results",
+    into: Annotated[
+        Path | None, typer.Option(help="Page whose tables to renew, between the command and <!-- end -->.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn results files into a page of tables with the published numbers beside the measured ones."""
+    """Turn results files into tables, the published numbers beside the measured ones."""
     from g2m.bench import read_results
-    from g2m.report import markdown, summary
+    from g2m.report import insert, markdown, summary
     from g2m.storage import write_text
 
     records = [record for path in results for record in read_results(path)]
     if as_json:
         show_json(summary(r for r in records if "table" not in r) + [r for r in records if "table" in r])
         return
-    command = " ".join(
-        ["g2m report", *map(str, results), f'--title "{title}"', *(["--out", str(page)] if page else [])]
-    )
-    text = markdown(records, title=title, command=command)
-    if page is None:
+    command = " ".join(["g2m report", *map(str, results)])
+    if into is not None:
+        if not into.is_file():
+            raise G2MError(f"--into: no page {str(into)!r}.")
+        text = insert(into.read_text(encoding="utf-8"), f"{command} --into {into}", markdown(records, level=3))
+    else:
+        text = f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}"
+    if (target := into or page) is None:
         typer.echo(text)
     else:
-        write_text(page, text)
-        out.print(f"written: {page}", highlight=False)
+        write_text(target, text)
+        out.print(f"written: {target}", highlight=False)
 
 
 # -- using -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.utils import coalesce, contains_self_loops, remove_self_loops, subgraph
 
 from g2m.errors import G2MError, check_keys, check_range, choose
+from g2m.sparse import CSR, features
 
 if TYPE_CHECKING:
     import networkx
@@ -240,8 +241,10 @@ class Graph:
 
         ``node_id`` of the result says which nodes of this graph are left. A transductive graph is returned as it is.
         """
-        if self.setting == "transductive":
-            return self
+        return self if self.setting == "transductive" else self._observed
+
+    @cached_property
+    def _observed(self) -> Graph:
         keep = torch.ones(self.num_nodes, dtype=torch.bool)
         keep[self.split["unseen"]] = False
         local = keep.cumsum(0) - 1
@@ -262,6 +265,11 @@ class Graph:
             digest.update(f"|{key}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()[:32]
+
+    @cached_property
+    def features(self) -> Tensor | CSR:
+        """``x`` in the form in which products are fast: sparse if at most a tenth of it is non-zero."""
+        return features(self.x)
 
     def fingerprint(self) -> str:
         """Return a hash of everything in the graph but its name: features, edges, labels, split."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from g2m.errors import G2MError
 from g2m.experiments import find
 
 Record = Mapping[str, Any]
@@ -108,38 +109,62 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def markdown(records: Iterable[Record], *, title: str, command: str) -> str:
-    """Return a Markdown page: scores by setting, and every other table found in the records.
+def markdown(records: Iterable[Record], *, level: int = 2) -> str:
+    """Return the tables of a results file as Markdown: scores by setting, then every other table in it.
 
     Args:
-        records: of a results file. Those with a ``table`` key are rows of the table of that name.
-        title: heading of the page.
-        command: the command that makes the page, named above the tables.
+        records: of a results file. Those with a ``table`` key are rows of the table of that name; a column ``x_std`` is
+            shown with ``x``.
+        level: of the headings; default 2.
     """
     records = list(records)
-    scored = [r for r in records if "table" not in r]
-    rows = summary(scored)
-    page = [f"# {title}\n", f"Made by `{command}`. Do not edit: run it again.\n"]
+    scored = [record for record in records if "table" not in record]
+    rows, heading = summary(scored), "#" * level
+    page = []
+    for setting in PARTS:
+        if any(row["setting"] == setting for row in rows):
+            page += [f"{heading} {setting.capitalize()}\n", markdown_table(*score_rows(rows, setting))]
     if scored:
         versions = scored[-1]["config"]["versions"]
         page.append(
-            "Scores in percent (accuracy, or ROC-AUC where the card says so), mean ± standard deviation (ddof 1) over "
-            "seeds; a seed draws the split, the unseen nodes and the initial weights. Epochs are chosen on validation. "
-            "`size` is layers × width and parameters. `model ← TEACHER` is a student. "
+            "Percent (accuracy, or ROC-AUC where the card says so), mean ± standard deviation (ddof 1) over seeds; a "
+            "seed draws the split, the unseen nodes and the initial weights. Epochs are chosen on validation. `size`: "
+            "layers × width, parameters. `model ← TEACHER` is a student. "
             f"{', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
         )
-    for setting in PARTS:
-        if any(row["setting"] == setting for row in rows):
-            page.append(f"## {setting.capitalize()}\n")
-            page.append(markdown_table(*score_rows(rows, setting)))
-    sources = {paper["source"] for r in scored if (paper := find(r["data"], r["method"], r["teacher"]).paper)}
-    page += [f"Published: {source}.\n" for source in sorted(sources)]
-    for name in dict.fromkeys(r["table"] for r in records if "table" in r):
-        table = [{k: v for k, v in r.items() if k != "table"} for r in records if r.get("table") == name]
+        sources = {paper["source"] for r in scored if (paper := find(r["data"], r["method"], r["teacher"]).paper)}
+        page += [f"Published: {source}.\n" for source in sorted(sources)]
+    for name in dict.fromkeys(record["table"] for record in records if "table" in record):
+        table = [_with_std(record) for record in records if record.get("table") == name]
         header = list(dict.fromkeys(key for row in table for key in row))
-        page.append(f"## {name}\n")
-        page.append(markdown_table(header, [[row.get(key, "–") for key in header] for row in table]))
+        page += [
+            f"{heading} {name}\n",
+            markdown_table(header, [[row.get(key, "–") for key in header] for row in table]),
+        ]
     return "\n".join(page)
+
+
+def _with_std(record: Record) -> dict[str, Any]:
+    row = {key: value for key, value in record.items() if key != "table"}
+    for key in [key for key in row if f"{key}_std" in row]:
+        row[key] = f"{row[key]:.2f} ± {row.pop(f'{key}_std'):.2f}"
+    return row
+
+
+def insert(page: str, marker: str, text: str) -> str:
+    """Return ``page`` with ``text`` in place of what stands between the line ``<!-- marker -->`` and ``<!-- end -->``.
+
+    Raises:
+        G2MError: if the page lacks either line.
+    """
+    begin, end = f"<!-- {marker} -->\n", "<!-- end -->"
+    head, found, rest = page.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not found or not ended:
+        raise G2MError(
+            f"--into: the page lacks the lines {begin.strip()!r} and, below it, {end!r}. Put them where the tables go."
+        )
+    return f"{head}{begin}\n{text}\n{end}{tail}"
 
 
 def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
