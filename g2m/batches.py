@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from g2m.errors import G2MError
+from g2m.errors import check_whole
 from g2m.sparse import CSR
 
 
@@ -82,7 +82,8 @@ class NodeBatches:
         train: ids of the training nodes.
         targets: per-node tensors ``[N, …]`` by name.
         nodes: ids that a step draws from; default all N.
-        batch_size: rows a step; default 512. The last batch of an epoch may be smaller.
+        batch_size: rows a step; default 512. The last batch of an epoch may be smaller; a
+            single row left over joins the batch before, for batch norm cannot take it alone.
         reference_schedule: as the published codes do: first a pass over ``train`` for the label loss alone, then one
             over ``nodes`` for the rest, a step each, remainders dropped. Default False.
     """
@@ -98,13 +99,11 @@ class NodeBatches:
         batch_size: int = 512,
         reference_schedule: bool = False,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise G2MError(f"batch_size: expected a whole number from 1 (got {batch_size!r}).")
         self.x, self.y, self.train, self.targets = x, y, train, dict(targets or {})
         self.nodes = torch.arange(len(y)) if nodes is None else nodes
         self.labelled = torch.zeros(len(y), dtype=torch.bool)
         self.labelled[train] = True
-        self.batch_size, self.reference_schedule = batch_size, reference_schedule
+        self.batch_size, self.reference_schedule = check_whole("batch_size", batch_size), reference_schedule
 
     def to(self, device: torch.device | str) -> NodeBatches:
         for name in ("x", "y", "train", "nodes", "labelled"):
@@ -123,9 +122,12 @@ class NodeBatches:
         order = nodes[torch.randperm(len(nodes), generator=generator).to(nodes.device)]
         labels = int(self.labelled[nodes].sum())
         size = min(self.batch_size, len(order))
-        end = len(order) // size * size if only else len(order)
-        for start in range(0, end, size):
-            row = order[start : start + size]
+        if only:
+            order = order[: len(order) // size * size]
+        rows = list(order.split(size))
+        if len(rows[-1]) == 1 < size and len(rows) > 1:
+            rows[-2:] = [torch.cat(rows[-2:])]
+        for row in rows:
             yield Batch(
                 inputs=(self.x[row],),
                 row=row,

@@ -6,9 +6,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,14 @@ from typing import Any
 import torch
 
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_keys, choose
+from g2m.errors import G2MError, check_keys, check_whole, choose
 from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment, find
 from g2m.graph import SETTINGS
+from g2m.models import BACKBONES
 
 Record = dict[str, Any]
+_RECORD = {"key", "data", "setting", "teacher", "method", "seed", "metric", "scores", "run", "config"}
 
 
 def cache_folder() -> Path:
@@ -71,10 +77,16 @@ def cells(
         seeds: seeds 0 … seeds-1; a seed draws the split, the unseen nodes and the initial weights.
         overrides: ``key=value`` options on top of the shipped experiments.
     """
+    data, methods, teachers, settings = list(data), list(methods), list(teachers), list(settings)
+    overrides = list(overrides)
+    for argument, given in {"data": data, "methods": methods, "teachers": teachers, "settings": settings}.items():
+        if not given:
+            raise G2MError(f"{argument}: expected at least one name (got none).")
     for setting in settings:
         choose("settings", setting, SETTINGS)
-    if seeds < 1:
-        raise G2MError(f"seeds: expected a whole number from 1 (got {seeds}).")
+    for teacher in teachers:
+        choose("teachers", teacher, BACKBONES)
+    check_whole("seeds", seeds)
     found: dict[str, Cell] = {}
     for name in data:
         for setting in settings:
@@ -83,10 +95,19 @@ def cells(
                     for method in methods:
                         cell = Cell(find(name, method, teacher).override(overrides), setting, seed)
                         if cell.key not in found:
-                            find_card(name)
-                            cell.estimators()
+                            _check(cell)
                             found[cell.key] = cell
     return list(found.values())
+
+
+def _check(cell: Cell) -> None:
+    """Refuse a wrong card, option or size before anything is trained."""
+    card = find_card(cell.experiment.data)
+    check_keys(f"data {card.name!r}", cell.experiment.data_options, [*card.options, "split", "download"])
+    with torch.device("meta"):  # no memory, no random numbers
+        for estimator in cell.estimators():
+            if estimator is not None:
+                estimator._build(2, 2)
 
 
 def run_cell(
@@ -150,19 +171,25 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
 
 
 def read_results(path: str | Path) -> list[Record]:
-    """Read a results file. A last line cut short by a kill is left out; any other broken line is an error."""
+    """Read a results file. A last line cut short by a kill is left out; any other broken line is an error.
+
+    A line is a JSON object with either ``key`` (a training, see :func:`run_cell`) or ``table`` (a row of that table).
+    """
     path = Path(path)
     if not path.is_file():
         raise G2MError(f"path: no results file {str(path)!r}.")
     records: list[Record] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
+            record = json.loads(line.decode())
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
+        if not isinstance(record, dict) or not ("table" in record or record.keys() >= _RECORD):
+            raise G2MError(f"path: line {number} of {str(path)!r} is not a result of g2m.")
+        records.append(record)
     return records
 
 
@@ -173,9 +200,22 @@ def append_result(path: str | Path, record: Mapping[str, Any]) -> None:
     with path.open("a+b") as file:
         file.seek(0)
         content = file.read()
+        line = json.dumps(record).encode() + b"\n"
         if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(record).encode() + b"\n")
+            start = content.rfind(b"\n") + 1
+            if _is_json(content[start:]):  # whole but for its end: reading takes it, so it stays
+                line = b"\n" + line
+            else:
+                file.truncate(start)
+        file.write(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def run(
@@ -198,7 +238,8 @@ def run(
         options: ``root`` and ``cache`` of :func:`run_cell`.
     """
     check_keys("run", options, ("root", "cache"))
-    finished = {r["key"]: r for r in read_results(out)} if out is not None and Path(out).exists() else {}
+    check_whole("workers", workers)
+    finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     jobs: dict[tuple, list[Cell]] = {}
     for cell in grid:
         if cell.key in finished:
@@ -207,10 +248,11 @@ def run(
         # Cells that share a teacher stay in one process: no teacher is trained twice at the same time.
         shared = (cell.experiment.data, cell.experiment.teacher, cell.setting, cell.seed)
         jobs.setdefault(shared, []).append(cell)
-    for record in _records(list(jobs.values()), workers, folders or {}, progress, options):
-        if out is not None:
-            append_result(out, record)
-        yield record
+    with closing(_records(list(jobs.values()), workers, folders or {}, progress, options)) as records:
+        for record in records:
+            if out is not None:
+                append_result(out, record)
+            yield record
 
 
 def _records(
@@ -228,13 +270,25 @@ def _records(
         try:
             for future in as_completed(futures):
                 yield from future.result()
+        except BrokenProcessPool:
+            raise G2MError("workers: one was killed, perhaps for memory. Run the same command with fewer.") from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Stopped or failed: what runs is ended, not waited for. After the last result, there is nothing to end.
+            for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else ():
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run_job(job: list[Cell], folders: Mapping[str, Path], options: dict[str, Any]) -> list[Record]:

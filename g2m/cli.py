@@ -8,6 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from g2m.errors import G2MError
 
+
+class _Commands(TyperGroup):
+    def invoke(self, context: typer.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:  # here: typer would make an exit of it without a word
+            err.print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+
+
 cli = typer.Typer(
+    cls=_Commands,
     help="The knowledge of a graph neural network in a model that needs no graph.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,9 +60,9 @@ def app() -> None:
     except G2MError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here")
-        sys.exit(130)
+    except OSError as error:  # a folder that cannot be written, a full disk: the message names the path
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
 
 
 # -- showing ---------------------------------------------------------------------------------------------------
@@ -133,10 +146,12 @@ def data_list(context: typer.Context, root: Root = None, as_json: Json = False) 
 
 
 @data_cli.command("get")
-def data_get(name: str, root: Root = None, as_json: Json = False) -> None:
+def data_get(context: typer.Context, name: str, root: Root = None, as_json: Json = False) -> None:
     """Fetch a data set and check it against its card."""
     from g2m.data import download, find_card
 
+    before = context.parent.params  # of g2m data --root … get …
+    root, as_json = root or before["root"], as_json or before["as_json"]
     download(name, root)
     status = find_card(name).status(root)
     if as_json:
@@ -212,7 +227,7 @@ def train(
     if as_json:
         show_json(records)
         return
-    show(*score_rows(summary(records), setting), title=f"{data}, {setting}")
+    show(*score_rows(summary(records), setting, seconds=True), title=f"{data}, {setting}")
     out.print(f"kept in {folder}/seed*/: student, teacher, outputs (.safetensors)", highlight=False)
 
 
@@ -245,9 +260,10 @@ def bench(
         overrides=options or (),
     )
     records = []
-    with bar() as progress:
+    started = run(grid, out=results, workers=workers, root=root, cache=cache)
+    with bar() as progress, closing(started):
         task = progress.add_task("trainings", total=len(grid))
-        for record in run(grid, out=results, workers=workers, root=root, cache=cache):
+        for record in started:
             records.append(record)
             progress.update(task, advance=1, description=f"{record['data']} {record['method']} {record['setting']}")
     if as_json:
@@ -255,7 +271,7 @@ def bench(
         return
     rows = summary(records)
     for setting in PARTS:
-        header, table = score_rows(rows, setting)
+        header, table = score_rows(rows, setting, seconds=True)
         if table:
             show(header, table, setting)
     out.print(f"results: {results}", highlight=False)
@@ -276,6 +292,8 @@ def report(
     from g2m.storage import write_text
 
     records = [record for path in results for record in read_results(path)]
+    if not records:
+        raise G2MError(f"results: expected at least one record (got none in {', '.join(map(str, results))}).")
     if as_json:
         show_json(summary(r for r in records if "table" not in r) + [r for r in records if "table" in r])
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from math import inf, isfinite
+from numbers import Integral
 
 
 class G2MError(ValueError):
@@ -34,11 +36,16 @@ def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None
             raise G2MError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Known keys: {', '.join(allowed)}.")
 
 
-def check_range(
-    argument: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False
-) -> float:
-    """Return ``value`` if it lies in [low, high] ((low, high] with ``open_low``); otherwise raise :class:`G2MError`."""
-    if isinstance(value, (int, float)) and low <= value <= high and not (open_low and value == low):
+def check_whole(argument: str, value: int, low: int = 1) -> int:
+    """Return ``value`` if it is a whole number from ``low``; otherwise raise :class:`G2MError`."""
+    if isinstance(value, Integral) and value >= low:
+        return int(value)
+    raise G2MError(f"{argument}: expected a whole number from {low} (got {value!r}).")
+
+
+def check_range(argument: str, value: float, low: float, high: float = inf, *, open_low: bool = False) -> float:
+    """Return ``value`` if it is finite and in [low, high], or (low, high] with ``open_low``; else raise G2MError."""
+    if isinstance(value, (int, float)) and isfinite(value) and low <= value <= high and not (open_low and value == low):
         return value
     bracket = "(" if open_low else "["
     raise G2MError(f"{argument}: expected a number in {bracket}{low}, {high}] (got {value!r}).")

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from g2m import metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches
-from g2m.errors import G2MError, check_keys, choose
+from g2m.errors import G2MError, check_keys, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods import Method, label_loss, make_method
 from g2m.models import BACKBONES, GNN, MLP, Output, Wrapped, backbone_options
 from g2m.outputs import TeacherOutputs
-from g2m.sparse import features
 from g2m.train import History, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
@@ -40,11 +39,16 @@ class _Estimator:
         names = [p.name for p in inspect.signature(type(self)).parameters.values() if p.kind is not p.VAR_KEYWORD]
         return {name: getattr(self, name) for name in names} | self.options
 
+    def _changed(self, *names: str) -> list[str]:
+        """Return those of the named constructor arguments that are not at their default."""
+        signature = inspect.signature(type(self)).parameters
+        return [name for name in names if name not in signature or getattr(self, name) != signature[name].default]
+
     def __repr__(self) -> str:
-        first, *rest = self.params().items()
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
-        shown = [f"{k}={v!r}" for k, v in rest if k not in defaults or v != defaults[k]]
-        return f"{type(self).__name__}({', '.join([repr(first[1]), *shown])})"
+        (_, first), *rest = self.params().items()
+        changed = {*self._changed(*(name for name, _ in rest if name not in self.options)), *self.options}
+        shown = [f"{name}={value!r}" for name, value in rest if name in changed]
+        return f"{type(self).__name__}({', '.join([repr(first), *shown])})"
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "model_"):
@@ -86,9 +90,14 @@ def _versions() -> dict[str, str]:
     return {"g2m": g2m.__version__, "torch": torch.__version__, "torch_geometric": torch_geometric.__version__}
 
 
+def _parts(graph: Graph) -> list[str]:
+    """The parts a graph is scored on."""
+    parts = [part for part in ("val", "test", "unseen") if part in graph.split]
+    return [*parts[:-1], "seen", "unseen"] if graph.setting == "inductive" else parts
+
+
 def _scores(graph: Graph, logits: Tensor) -> dict[str, float]:
-    parts = ["val", "test"] + (["seen", "unseen"] if graph.setting == "inductive" else [])
-    ids = {part: graph.part(part) for part in parts}
+    ids = {part: graph.part(part) for part in _parts(graph)}
     return {part: metrics.score(graph.metric, logits[i], graph.y[i]) for part, i in ids.items()}
 
 
@@ -137,23 +146,21 @@ class Teacher(_Estimator):
         elif not isinstance(model, nn.Module):
             raise G2MError(f"model: expected a name or an nn.Module (got {type(model).__name__}).")
         allowed = backbone_options(model) if isinstance(model, str) else []
-        check_keys(
-            f"teacher {model if isinstance(model, str) else type(model).__name__!r}", options, self._known(allowed)
-        )
+        name = model if isinstance(model, str) else type(model).__name__
+        check_keys(f"teacher {name!r}", options, allowed)
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
-        self.patience, self.seed, self.device, self.options = patience, seed, device, options
-
-    @classmethod
-    def _known(cls, options: list[str]) -> list[str]:
-        return options
+        self.patience, self.seed, self.device, self.options = patience, check_whole("seed", seed, 0), device, options
+        if isinstance(model, nn.Module) and (
+            shape := self._changed("hidden_channels", "num_layers", "dropout", "norm")
+        ):
+            raise G2MError(f"{shape[0]}: a module has its own shape (got {name} and {', '.join(shape)}). Leave it out.")
 
     def _build(self, in_channels: int, out_channels: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return Wrapped(copy.deepcopy(self.model))
-        sizes = {"hidden_channels": self.hidden_channels, "num_layers": self.num_layers}
-        common = {"dropout": self.dropout, "norm": self.norm, **self.options}
-        return GNN(self.model, in_channels, sizes.pop("hidden_channels"), out_channels, **sizes, **common)
+        common = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
+        return GNN(self.model, in_channels, self.hidden_channels, out_channels, **common, **self.options)
 
     def fit(
         self,
@@ -348,10 +355,11 @@ class Student(_Estimator):
         **options: Any,
     ) -> None:
         make_method(method, options)  # refuses a wrong option here, not at fit
-        self.method, self.hidden_channels, self.num_layers, self.dropout = method, hidden_channels, num_layers, dropout
+        self.method = method.name if isinstance(method, type) else method
+        self.hidden_channels, self.num_layers, self.dropout = hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.batch_size = norm, lr, weight_decay, batch_size
         self.max_epochs, self.patience, self.reference_schedule = max_epochs, patience, reference_schedule
-        self.seed, self.device, self.options = seed, device, options
+        self.seed, self.device, self.options = check_whole("seed", seed, 0), device, options
 
     def _build(self, in_channels: int, out_channels: int) -> MLP:
         sizes = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
@@ -388,7 +396,7 @@ class Student(_Estimator):
             targets = method.prepare(observed, outputs)
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
-            features(observed.x),
+            observed.features,
             observed.y,
             train,
             targets,
@@ -397,7 +405,8 @@ class Student(_Estimator):
             reference_schedule=self.reference_schedule,
         )
         identity = {"config": self._config(), "fingerprint": observed.fingerprint()}
-        identity["outputs"] = None if outputs is None else outputs.meta.get("teacher")
+        if checkpoint is not None and outputs is not None:
+            identity["outputs"] = outputs.fingerprint()
         batches.to(resolve_device(self.device))
         x_val, y_val = batches.x[val], batches.y[val]
         history = fit(
@@ -413,7 +422,7 @@ class Student(_Estimator):
             **self._fit_options(),
         )
         self._trained(model, history, observed, graph.setting)
-        self.meta_["teacher"] = identity["outputs"]
+        self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
         return self
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -421,8 +430,11 @@ class Student(_Estimator):
     def predict_logits(self, x: Tensor | np.ndarray) -> Tensor:
         """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for."""
         self._check_fitted()
-        x = torch.as_tensor(x)
         width = self.meta_["in_channels"]
+        try:
+            x = torch.as_tensor(x).to(torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise G2MError(f"x: expected features of shape [N, {width}] (got {type(x).__name__}).") from None
         if x.dim() != 2 or x.size(1) != width:
             raise G2MError(f"x: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
         if not torch.isfinite(x).all():
@@ -431,7 +443,7 @@ class Student(_Estimator):
         device = resolve_device(self.device)
         self.model_.to(device).eval()
         with torch.no_grad():
-            chunks = [self.model_(rows.to(device, torch.float32)).logits.cpu() for rows in x.split(_PREDICT_ROWS)]
+            chunks = [self.model_(rows.to(device)).logits.cpu() for rows in x.split(_PREDICT_ROWS)]
         self.model_.to("cpu")
         return torch.cat(chunks)
 
@@ -455,7 +467,8 @@ class Student(_Estimator):
 
     def _config(self) -> dict[str, Any]:
         method = make_method(self.method, self.options)
-        return self.params() | {"device": "auto", "method": method.name}
+        own = {name: getattr(method, name) for name in method.options()} if method is self.method else {}
+        return self.params() | own | {"device": "auto", "method": method.name}
 
     def save(self, path: str | Path) -> Path:
         """Write weights, configuration and training record to a safetensors file. The method's own parts stay out."""
@@ -465,13 +478,13 @@ class Student(_Estimator):
 
     @classmethod
     def load(cls, path: str | Path) -> Student:
-        """Read a saved student."""
+        """Read a saved student. Its method need not be known here: predicting does not take it."""
         tensors, meta = storage.read(path, "student")
-        return _restore(cls(**meta["config"]), tensors, meta, path)
-
-
-def _parts(graph: Graph) -> list[str]:
-    return ["val", "test"] + (["seen", "unseen"] if graph.setting == "inductive" else [])
+        config = dict(meta["config"])
+        own = {name: config.pop(name) for name in list(config) if name not in inspect.signature(cls).parameters}
+        student = cls("mlp", **{name: value for name, value in config.items() if name != "method"})
+        student.method, student.options = config["method"], own
+        return _restore(student, tensors, meta, path)
 
 
 def _like(given: Any, result: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,13 @@ from g2m.methods import REGISTRY
 from g2m.models import BACKBONES
 
 _KEYS = ("data", "teacher", "method", "data_options", "teacher_options", "student_options", "paper")
+# What a run sets itself: the card's name, the seed of the cell …
+_OF_THE_RUN = {
+    "data_options": ("name", "seed", "setting", "root"),
+    "teacher_options": ("model", "seed"),
+    "student_options": ("method", "seed"),
+    "paper": (),
+}
 _INSTALLED = Path(__file__).parent / "_experiments"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "sweeps"
 
@@ -42,6 +50,12 @@ class Experiment:
     paper: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for table, names in _OF_THE_RUN.items():
+            if not isinstance(getattr(self, table), dict):
+                raise G2MError(f"{table}: expected a table of key = value (got {getattr(self, table)!r}).")
+            for name in names:
+                if name in getattr(self, table):
+                    raise G2MError(f"{table}: {name!r} cannot be set here, the run sets it by an argument of its own.")
         needs = REGISTRY[choose("method", self.method, REGISTRY)].needs
         if self.teacher is not None:
             choose("teacher", self.teacher, BACKBONES)
@@ -56,7 +70,7 @@ class Experiment:
             raise G2MError(f"path: no experiment file {str(path)!r}.")
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise G2MError(f"path: {str(path)!r} is not valid TOML ({error}).") from None
         check_keys(path.name, content, _KEYS)
         for key in ("data", "method"):
@@ -91,9 +105,11 @@ class Experiment:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        value = tomllib.loads(f"v = {text}")["v"]
+        json.dumps(value)  # not so a date: no option is one, a name may look like one
+    except (tomllib.TOMLDecodeError, TypeError):
         return text
+    return value
 
 
 @cache

@@ -62,7 +62,7 @@ class Graph:
             object.__setattr__(self, key, value)
 
         choose("metric", self.metric, METRICS)
-        put("x", _features(self.x))
+        put("x", check_features(self.x))
         put("y", _labels(self.y, len(self.x)))
         put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
         put("edge_index", _edges(self.edge_index, len(self.x), self.keep_loops, self.name))
@@ -299,7 +299,8 @@ def _tensor(name: str, value: Any) -> Tensor:
         ) from None
 
 
-def _features(x: Any) -> Tensor:
+def check_features(x: Any) -> Tensor:
+    """Return features as float32 ``[N, F]``; refuse what is not real, finite and two-dimensional."""
     x = _tensor("x", x)
     if x.layout != torch.strided:
         x = x.to_dense()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from g2m.errors import choose
@@ -18,6 +17,8 @@ def rocauc(logits: Tensor, y: Tensor) -> float:
 
     NaN where only one class is present: it has no value there, and 0.5 would pass for one.
     """
+    from sklearn.metrics import roc_auc_score  # slow to import, rarely needed
+
     if len(y.unique()) < 2:
         return float("nan")
     return float(roc_auc_score(y.cpu().numpy(), (logits[:, 1] - logits[:, 0]).float().cpu().numpy()))

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch_geometric.nn import GATConv
 from torch_geometric.utils import add_self_loops
 
-from g2m.errors import G2MError, check_keys, check_range, choose
+from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
-from g2m.sparse import CSR, features
+from g2m.sparse import CSR
 
 NORMS = ("none", "batch", "layer")
 
@@ -53,16 +53,22 @@ def dropout(x: Tensor | CSR, p: float, training: bool) -> Tensor | CSR:
     return x.dropout(p, training) if isinstance(x, CSR) else F.dropout(x, p, training)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 1:
+            raise G2MError("norm: 'batch' needs two rows a step (got one). Raise batch_size, or take norm='layer'.")
+        return super().forward(x)
+
+
 def _norm(name: str, channels: int) -> nn.Module:
-    return {"none": nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[choose("norm", name, NORMS)](
+    return {"none": nn.Identity, "batch": BatchNorm, "layer": nn.LayerNorm}[choose("norm", name, NORMS)](
         *() if name == "none" else (channels,)
     )
 
 
 def _widths(in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> list[tuple[int, int]]:
-    for name, value in (("hidden_channels", hidden_channels), ("num_layers", num_layers)):
-        if not isinstance(value, int) or value < 1:
-            raise G2MError(f"{name}: expected a whole number from 1 (got {value!r}).")
+    check_whole("hidden_channels", hidden_channels)
+    check_whole("num_layers", num_layers)
     sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
     return list(pairwise(sizes))
 
@@ -78,7 +84,7 @@ class MLP(nn.Module):
         hidden_channels: width of the hidden layers.
         out_channels: C.
         num_layers: number of linear layers, from 1; default 2.
-        dropout: after each hidden layer, in [0, 1), default 0.
+        dropout: after each hidden layer, in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
     """
 
@@ -231,7 +237,7 @@ class GAT(nn.Module):
     """PyG's GATConv (Veličković et al., ICLR 2018).
 
     ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
-    ``attention_dropout``, in [0, 1), default 0.3; ``dropout`` also falls on every layer's input.
+    ``attention_dropout``, in [0, 1], default 0.3; ``dropout`` also falls on every layer's input.
     """
 
     def __init__(
@@ -245,7 +251,7 @@ class GAT(nn.Module):
     ) -> None:
         super().__init__()
         check_range("attention_dropout", attention_dropout, 0, 1)
-        if len(widths) > 1 and widths[0][1] % heads:
+        if len(widths) > 1 and widths[0][1] % check_whole("heads", heads):
             raise G2MError(f"heads: expected a divisor of hidden_channels={widths[0][1]} (got {heads}).")
         options = {"dropout": attention_dropout, "add_self_loops": False}
         *hidden, last = widths
@@ -287,7 +293,7 @@ def _attend(conv: GATConv, x: Tensor | CSR, edge_index: Tensor) -> Tensor:
 class APPNP(nn.Module):
     """APPNP (Gasteiger et al., ICLR 2019): an MLP, then ``propagations`` (default 10) steps of personalised PageRank.
 
-    ``alpha``: restart probability in (0, 1], default 0.1; ``edge_dropout``, in [0, 1), default 0.5.
+    ``alpha``: restart probability in (0, 1], default 0.1; ``edge_dropout``, in [0, 1], default 0.5.
     """
 
     def __init__(
@@ -302,7 +308,8 @@ class APPNP(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha = check_range("alpha", alpha, 0, 1, open_low=True)
-        self.edge_dropout, self.propagations = check_range("edge_dropout", edge_dropout, 0, 1), propagations
+        self.edge_dropout = check_range("edge_dropout", edge_dropout, 0, 1)
+        self.propagations = check_whole("propagations", propagations, 0)
         hidden = widths[0][1]
         self.mlp = MLP(widths[0][0], hidden, widths[-1][1], num_layers=len(widths), dropout=dropout, norm=norm)
 
@@ -334,7 +341,7 @@ class GNN(nn.Module):
         hidden_channels: width of the hidden layers.
         out_channels: C.
         num_layers: number of layers (for ``"appnp"``, of its MLP), from 1; default 2.
-        dropout: after each hidden layer, in [0, 1), default 0.
+        dropout: after each hidden layer, in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
         options: of the backbone: ``reference`` (sage), ``heads`` and ``attention_dropout`` (gat), ``propagations``,
             ``alpha`` and ``edge_dropout`` (appnp).
@@ -363,7 +370,7 @@ class GNN(nn.Module):
 
     def inputs(self, graph: Graph) -> tuple[Tensor | CSR, Tensor | CSR]:
         """Return what :meth:`forward` takes, built once per graph: features and the backbone's own adjacency."""
-        return features(graph.x), self.backbone.adjacency(graph)
+        return graph.features, self.backbone.adjacency(graph)
 
     @property
     def hops(self) -> int:

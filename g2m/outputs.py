@@ -90,6 +90,11 @@ class TeacherOutputs:
 
     # -- belonging ---------------------------------------------------------------------------------------------
 
+    def fingerprint(self) -> str:
+        """Return a hash of every tensor."""
+        tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
+        return storage.checksum({k: v for k, v in tensors.items() if v is not None})[:32]
+
     def check(self, graph: Graph) -> None:
         """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``."""
         observed = graph.observed()

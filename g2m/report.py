@@ -76,13 +76,19 @@ def _changed(shipped: Mapping[str, Any], used: Mapping[str, Any], groups: Iterab
     return " ".join(words)
 
 
-def score_rows(rows: Iterable[Mapping[str, Any]], setting: str) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of one setting's table: measured scores, each with the published one beside it."""
+def score_rows(
+    rows: Iterable[Mapping[str, Any]], setting: str, *, seconds: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of one setting's table: measured scores, each with the published one beside it.
+
+    ``seconds`` adds the mean training time: of this machine, at that moment.
+    """
     parts = PARTS[setting]
     rows = [row for row in rows if row["setting"] == setting]
     with_options = any(row["options"] for row in rows)
     header = ["data", "model", *(["options"] if with_options else []), "size", "seeds"]
-    header += [name for part in parts for name in (part, "published")] + ["train s"]
+    header += [name for part in parts for name in (part, "published")]
+    header += ["train s"] if seconds else []
     table = []
     for row in rows:
         teacher = (row["teacher"] or "").upper()
@@ -94,7 +100,8 @@ def score_rows(rows: Iterable[Mapping[str, Any]], setting: str) -> tuple[list[st
             shown = " ± ".join(f"{value:.2f}" for value in published) if published else "–"
             cells += [percent(row["scores"][part]), shown]
         options = [row["options"]] if with_options else []
-        table.append([row["data"], name, *options, size, str(row["seeds"]), *cells, f"{row['seconds']:.1f}"])
+        time = [f"{row['seconds']:.1f}"] if seconds else []
+        table.append([row["data"], name, *options, size, str(row["seeds"]), *cells, *time])
     return header, table
 
 
@@ -176,6 +183,7 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
         title: of the figure.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure = Figure(figsize=(4.6 * len(settings), 3.8), layout="constrained")
@@ -189,6 +197,9 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
                 row["model"], (row["ms"], row["accuracy"]), xytext=(7, 5), textcoords="offset points", color=color
             )
         panel.set(title=setting, xlabel="milliseconds for one node (left is faster)", xscale="log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.margins(x=0.35, y=0.15)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")

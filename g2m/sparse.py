@@ -55,8 +55,16 @@ class CSR:
         return torch.sparse_csr_tensor(self.crow, self.col, self.value, self.shape, check_invariants=False)
 
     @cached_property
+    def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row pointers and columns of the transpose, and the entry of this matrix behind each of its entries."""
+        entry = torch.arange(self.nnz, device=self.col.device)
+        transposed = CSR.from_coo(self.col.long(), self.row_of_entry(), entry, self.shape[::-1])
+        return transposed.crow, transposed.col, transposed.value
+
+    @cached_property
     def T(self) -> CSR:
-        return CSR.from_coo(self.col.long(), self.row_of_entry(), self.value, self.shape[::-1])
+        crow, col, entry = self._transposed
+        return CSR(crow, col, self.value[entry], self.shape[::-1])
 
     def rows(self, index: Tensor) -> CSR:
         """Return the matrix of the given rows, in the given order."""
@@ -69,7 +77,9 @@ class CSR:
 
     def with_value(self, value: Tensor) -> CSR:
         """Return the matrix with the same pattern and other entries."""
-        return CSR(self.crow, self.col, value, self.shape)
+        matrix = CSR(self.crow, self.col, value, self.shape)
+        matrix._transposed = self._transposed  # the sort depends on the pattern alone
+        return matrix
 
     def dropout(self, p: float, training: bool) -> CSR:
         """Drop entries with probability ``p`` and scale the rest, in training only."""

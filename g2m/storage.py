@@ -19,12 +19,13 @@ from g2m.errors import G2MError
 FORMAT = "g2m/1"
 
 
-def _checksum(kind: str, meta: str, tensors: Mapping[str, Tensor]) -> str:
+def checksum(tensors: Mapping[str, Tensor], kind: str = "", meta: str = "") -> str:
+    """Return a SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256(f"{FORMAT}|{kind}|{meta}".encode())
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(f"|{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -33,18 +34,32 @@ def write_text(path: str | Path, text: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what safetensors would not take as it is: on another device, strided, or in memory shared with another."""
+    apart, seen = {}, set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
     """Write tensors and JSON metadata as one ``kind`` of file; readers see the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    tensors = _apart(tensors)
     text = json.dumps(meta, sort_keys=True)
-    header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": _checksum(kind, text, tensors)}
+    header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": checksum(tensors, kind, text)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -76,6 +91,6 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise G2MError(f"path: expected a file of format {FORMAT!r} (got {header.get('format')!r} at {str(path)!r}).")
     if header.get("kind") != kind:
         raise G2MError(f"path: expected a {kind} file (got a {header.get('kind')} file at {str(path)!r}).")
-    if header.get("checksum") != _checksum(kind, header.get("meta", ""), tensors):
+    if header.get("checksum") != checksum(tensors, kind, header.get("meta", "")):
         raise G2MError(f"path: {str(path)!r} was changed after it was written (its checksum differs). Make it again.")
     return tensors, json.loads(header["meta"])

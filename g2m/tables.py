@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return False
+        return text.lower() in ("true", "false")
     return True
 
 
@@ -46,16 +47,20 @@ def read_features(path: str | Path, in_channels: int) -> np.ndarray:
         raise G2MError(f"features: no file {str(path)!r}.")
     try:
         if suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
         elif suffix == ".parquet":
             array = _numbers(pd.read_parquet(path))
         else:
-            first = pd.read_csv(path, nrows=0).columns
-            # pandas renames a repeated header ("0", "0.1"), still a number: a line of numbers stays a line of numbers.
-            array = _numbers(pd.read_csv(path, header=None if all(map(_is_number, first)) else "infer"))
+            # A missing number reads as "nan": a first line with a hole in it is data, and refused later as such.
+            first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+            header = None if all(map(_is_number, first)) else "infer"
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header are not cut
+                array = _numbers(pd.read_csv(path, header=header, index_col=False))
     except ImportError:
         raise G2MError("features: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         if isinstance(error, G2MError):
             raise
         raise G2MError(f"features: {str(path)!r} cannot be read ({error}).") from None

@@ -63,7 +63,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's random streams inside the block and give the caller's back after it."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every GPU as well
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
@@ -171,6 +174,11 @@ def _epoch(
         parts = loss(trained["model"](*batch.inputs), batch)
         if batch.only is not None:
             parts = {key: value for key, value in parts.items() if (key == "label") == (batch.only == "label")}
+        if not parts:
+            raise G2MError(
+                f"loss: gave no part for a step on the {batch.only or 'whole'} (batch.only={batch.only!r}). "
+                "Return the part on labels as 'label', at weight 0 too."
+            )
         total = sum(parts.values())
         optimizer.zero_grad(set_to_none=True)
         total.backward()

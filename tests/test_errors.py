@@ -39,6 +39,7 @@ def test_check_range(value, fine):
             check_range("fraction", value, 0, 1, open_low=True)
 
 
-def test_check_range_refuses_nan():
-    with pytest.raises(G2MError, match="nan"):
-        check_range("lr", float("nan"), 0)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_check_range_refuses_what_is_not_finite(value):
+    with pytest.raises(G2MError, match=value):
+        check_range("lr", float(value), 0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from g2m.errors import G2MError, check_range, choose
-from g2m.graph import Graph, _features
+from g2m.graph import Graph, check_features
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -60,7 +60,7 @@ def knn_graph(
     from scipy.sparse import issparse
     from sklearn.neighbors import NearestNeighbors
 
-    x = _features(X.toarray() if issparse(X) else X)
+    x = check_features(X.toarray() if issparse(X) else X)
     check_range("n_neighbors", n_neighbors, 1, len(x) - 1)
     try:
         search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric, algorithm=algorithm).fit(x.numpy())

@@ -25,7 +25,8 @@ class Method(nn.Module):
     """What the student learns from, and how. Subclasses register themselves under ``name``.
 
     A subclass sets the attributes below, takes its hyper-parameters as keyword arguments, and defines :meth:`loss`;
-    :meth:`prepare` if it needs the teacher. Parameters it owns are trained beside the student's and not exported.
+    :meth:`prepare` if it needs the teacher. Hyper-parameters are kept as attributes of
+    the same name. Parameters it owns are trained beside the student's and not exported.
 
     Attributes:
         name: what users call it.
@@ -41,7 +42,10 @@ class Method(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        REGISTRY[cls.name] = cls
+        taken = REGISTRY.setdefault(cls.name, cls)
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise G2MError(f"name: {cls.name!r} is the method {taken.__module__}.{taken.__qualname__}. Choose another.")
+        REGISTRY[cls.name] = cls  # the same class again: its file was reloaded
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs | None) -> Mapping[str, Tensor]:
         """Return the per-node tensors ``[N, …]`` that :meth:`loss` finds, cut to the batch, in ``batch.targets``.
@@ -61,6 +65,9 @@ class Method(nn.Module):
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:
         """Return hyper-parameters drawn from ``trial``: the ranges a sweep searches by default."""
         return {}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options())
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -85,5 +92,7 @@ def make_method(method: str | Method | type[Method], options: Mapping[str, Any])
             raise G2MError(f"method: expected no options beside an instance (got {', '.join(options)}).")
         return method
     cls = REGISTRY[choose("method", method, REGISTRY)] if isinstance(method, str) else method
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise G2MError(f"method: expected a name, a Method or a subclass of it (got {type(method).__name__}).")
     check_keys(f"method {cls.name!r}", options, cls.options())
     return cls(**options)

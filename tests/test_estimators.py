@@ -1,0 +1,625 @@
+"""Teacher and Student as a user meets them."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from cases import blocks, outputs_of, same_bits, weights
+from torch import nn
+
+from g2m import estimators, storage
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.methods import REGISTRY
+from g2m.methods.glnn import GLNN
+from g2m.models import BACKBONES, Output
+
+GRAPH = blocks()
+SMALL = {"hidden_channels": 8, "max_epochs": 3, "device": "cpu"}
+
+
+class Own(nn.Module):
+    """A user's own teacher, with dropout, batch norm and tied weights."""
+
+    def __init__(self, hidden: bool = False, classes: int = 3) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = pyg.GCNConv(10, 8), nn.BatchNorm1d(8), pyg.GCNConv(8, classes)
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.also_bias = self.bias
+        self.hidden = hidden
+
+    def forward(self, x, edge_index):
+        hidden = nn.functional.dropout(self.norm(self.first(x, edge_index)).relu(), 0.3, self.training)
+        logits = self.second(hidden, edge_index) + self.bias + self.also_bias
+        return Output(logits, hidden, {"penalty": logits.square().mean()}) if self.hidden else logits
+
+
+def own(**options) -> Own:
+    torch.manual_seed(0)
+    return Own(**options)
+
+
+def teacher(**options) -> Teacher:
+    return Teacher(**{"model": "sage", **SMALL, **options})
+
+
+def learner(**options) -> Student:
+    return Student(**{"method": "glnn", **SMALL, **options})
+
+
+@pytest.fixture(scope="module")
+def trained() -> Student:
+    return learner(max_epochs=20).fit(GRAPH, outputs_of(GRAPH))
+
+
+@pytest.fixture(scope="module")
+def taught() -> Teacher:
+    return teacher(max_epochs=20).fit(GRAPH)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("estimator", "text"),
+    [
+        (Teacher(), "Teacher('sage')"),
+        (Teacher("gcn", lr=0.1, seed=3), "Teacher('gcn', lr=0.1, seed=3)"),
+        (Teacher("gat", heads=4, norm="batch"), "Teacher('gat', norm='batch', heads=4)"),
+        (Teacher("appnp", alpha=0.2), "Teacher('appnp', alpha=0.2)"),
+        (Student(), "Student('glnn')"),
+        (Student("mlp", batch_size=9), "Student('mlp', batch_size=9)"),
+        (
+            Student("glnn", tau=2.0, reference_schedule=True),
+            "Student('glnn', reference_schedule=True, tau=2.0)",
+        ),
+        (Student(GLNN(lam=0.5)), "Student(GLNN(lam=0.5, tau=1.0))"),
+    ],
+    ids=repr,
+)
+def test_repr_can_be_pasted_back(estimator, text):
+    assert repr(estimator) == text
+    assert repr(eval(text)) == text
+    back = eval(text).params()
+    assert {k: v for k, v in back.items() if k != "method"} == {
+        k: v for k, v in estimator.params().items() if k != "method"
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Teacher("sagee"), "Did you mean 'sage'"),
+        (lambda: Teacher("gcn", hiden_channels=3), "unknown key 'hiden_channels'"),
+        (lambda: Teacher("gat", head=3), "Did you mean 'heads'"),
+        (lambda: Teacher("gcn", heads=3), "unknown key 'heads'"),
+        (lambda: Teacher(nn.Linear(2, 2), heads=3), "unknown key 'heads'"),
+        (lambda: Teacher(3), "model: expected a name or an nn.Module"),
+        (lambda: Student("glnnn"), "Did you mean 'glnn'"),
+        (lambda: Student("glnn", lamb=0.3), "Did you mean 'lam'"),
+        (lambda: Student("glnn", lam=2), "lam: expected a number in"),
+        (lambda: Student("mlp", lam=0.3), "unknown key 'lam'"),
+        (lambda: Student(GLNN(), lam=0.3), "no options beside an instance"),
+        (lambda: Student(3), "method: expected a name, a Method or a subclass"),
+        (lambda: Student(dict), "method: expected a name, a Method or a subclass"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(make, message):
+    with pytest.raises(G2MError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": -1}, "lr"), ({"dropout": 2}, "dropout"), ({"norm": "bach"}, "'batch'"), ({"num_layers": 0}, "num_layers")],
+)
+def test_wrong_values_are_refused_at_fit(options, message):
+    for call in (lambda: teacher(**options).fit(GRAPH), lambda: learner(**options).fit(GRAPH, outputs_of(GRAPH))):
+        with pytest.raises(G2MError, match=message):
+            call()
+
+
+# -- unfitted --------------------------------------------------------------------------------------------------------
+
+UNFITTED = [
+    (Teacher(), call, (GRAPH,))
+    for call in ("predict", "predict_proba", "predict_logits", "evaluate", "score", "outputs")
+]
+UNFITTED += [(Student(), call, (GRAPH.x,)) for call in ("predict", "predict_proba", "predict_logits")]
+UNFITTED += [(Student(), call, (GRAPH,)) for call in ("evaluate", "score")]
+UNFITTED += [(e, "save", ("nowhere",)) for e in (Teacher(), Student())]
+UNFITTED += [(e, "num_parameters", ()) for e in (Teacher(), Student())]
+
+
+@pytest.mark.parametrize(("estimator", "call", "args"), UNFITTED, ids=lambda v: v if isinstance(v, str) else "")
+def test_unfitted_use_says_which_call_to_make(estimator, call, args):
+    name = type(estimator).__name__
+    with pytest.raises(G2MError, match=rf"not fitted yet\. Call {name}\.fit\(graph, …\) or {name}\.load"):
+        getattr(estimator, call)(*args)
+
+
+# -- fit -------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_returns_self_and_leaves_the_arguments(taught):
+    estimator = learner()
+    before = estimator.params()
+    assert estimator.fit(GRAPH, outputs_of(GRAPH)) is estimator
+    assert estimator.params() == before
+    meta = estimator.meta_
+    assert (meta["fingerprint"], meta["setting"], meta["epochs"]) == (GRAPH.fingerprint(), "transductive", 3)
+    assert meta["teacher"] == {"model": "imaginary", "seed": 0}
+    assert meta["val"] == estimator.history_.best_score == estimator.score(GRAPH, "val")
+    assert taught.score(GRAPH, "val") == taught.history_.best_score
+
+
+def test_both_learn():
+    graph = blocks(120)
+    taught = teacher(max_epochs=60).fit(graph)
+    assert taught.score(graph) > 0.8
+    trained = learner(max_epochs=100).fit(graph, taught.outputs(graph))
+    assert trained.score(graph) > 0.8
+    plain = learner(method="mlp", max_epochs=100).fit(graph)
+    assert plain.meta_["teacher"] is None
+    agreement = (trained.predict(graph.x) == taught.predict(graph)).float().mean()
+    assert agreement > 0.8
+
+
+def test_fitting_again_starts_afresh():
+    estimator = learner()
+    first = weights(estimator.fit(GRAPH, outputs_of(GRAPH)))
+    assert same_bits(first, weights(estimator.fit(GRAPH, outputs_of(GRAPH))))
+
+
+def test_minibatches_and_the_whole_agree_in_what_they_learn():
+    """A batch size of the number of nodes or more is one step an epoch, whatever it is; less is more steps."""
+    whole, more = (learner(batch_size=size).fit(GRAPH, outputs_of(GRAPH)) for size in (36, 5000))
+    assert same_bits(weights(whole), weights(more))
+    graph = blocks(120)
+    fits = [learner(batch_size=size, max_epochs=60).fit(graph, outputs_of(graph)) for size in (17, 120)]
+    assert not same_bits(*map(weights, fits))
+    agreement = (fits[0].predict(graph.x) == fits[1].predict(graph.x)).float().mean()
+    assert agreement > 0.9
+
+
+def test_batch_norm_survives_any_batch_size():
+    for size in (2, 5, 7, 35):
+        learner(batch_size=size, norm="batch", max_epochs=1).fit(GRAPH, outputs_of(GRAPH))
+    with pytest.raises(G2MError, match="norm: 'batch' needs two rows"):
+        learner(batch_size=1, norm="batch").fit(GRAPH, outputs_of(GRAPH))
+
+
+def test_a_graph_without_val_or_train_is_refused():
+    for part in ("train", "val"):
+        graph = GRAPH.with_split({p: ids for p, ids in GRAPH.split.items() if p != part})
+        for call in (lambda g: teacher().fit(g), lambda g: learner(method="mlp").fit(g)):
+            with pytest.raises(G2MError, match=f"no part '{part}'"):
+                call(graph)
+
+
+def test_rocauc_is_what_is_validated_and_scored():
+    graph = replace(blocks(num_classes=2), metric="rocauc")
+    taught = teacher().fit(graph)
+    value = estimators.metrics.rocauc(taught.predict_logits(graph)[graph.part("test")], graph.y[graph.part("test")])
+    assert taught.score(graph) == value
+    assert learner().fit(graph, taught.outputs(graph)).meta_["metric"] == "rocauc"
+
+
+def test_validation_of_one_class_under_rocauc_is_refused():
+    graph = replace(blocks(num_classes=2), metric="rocauc")
+    ids = graph.part("val")
+    graph = graph.with_split(graph.split | {"val": ids[graph.y[ids] == 0]})
+    with pytest.raises(G2MError, match="does 'val' hold a single class"):
+        teacher().fit(graph)
+
+
+def test_a_method_may_be_a_class_or_an_instance():
+    by_name, by_class, by_instance = (
+        learner(method=m, **o).fit(GRAPH, outputs_of(GRAPH))
+        for m, o in (("glnn", {"lam": 0.5}), (GLNN, {"lam": 0.5}), (GLNN(lam=0.5), {}))
+    )
+    assert same_bits(weights(by_name), weights(by_class))
+    assert same_bits(weights(by_name), weights(by_instance))
+    assert not same_bits(weights(by_name), weights(learner().fit(GRAPH, outputs_of(GRAPH))))
+
+
+def test_an_instance_is_saved_with_its_own_options(tmp_path):
+    saved = learner(method=GLNN(lam=0.5)).fit(GRAPH, outputs_of(GRAPH)).save(tmp_path / "s")
+    assert Student.load(saved).options == {"lam": 0.5, "tau": 1.0}
+
+
+def test_an_instance_is_left_as_it_was():
+    class Headed(GLNN):
+        name = "headed"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def loss(self, output, batch):
+            return super().loss(output._replace(logits=self.head(output.logits)), batch)
+
+    try:
+        method = Headed()
+        before = {k: v.clone() for k, v in method.state_dict().items()}
+        first, second = (learner(method=method).fit(GRAPH, outputs_of(GRAPH)) for _ in range(2))
+    finally:
+        del REGISTRY["headed"]
+    assert same_bits(before, method.state_dict())
+    assert same_bits(weights(first), weights(second))
+
+
+def test_on_epoch_sees_every_record_and_may_stop():
+    seen = []
+    history = learner().fit(GRAPH, outputs_of(GRAPH), on_epoch=seen.append).history_
+    assert seen == history.epochs
+
+    class Pruned(Exception):
+        pass
+
+    def prune(record):
+        raise Pruned
+
+    estimator = learner()
+    with pytest.raises(Pruned):
+        estimator.fit(GRAPH, outputs_of(GRAPH), on_epoch=prune)
+    with pytest.raises(G2MError, match="not fitted yet"):
+        estimator.predict(GRAPH.x)
+
+
+# -- student checkpoints ---------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_at_one(record):
+    if record["epoch"] == 1:
+        raise Killed
+
+
+def test_a_stopped_student_goes_on_to_the_same_bits(tmp_path):
+    options = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    whole = learner(dropout=0.5, batch_size=7, max_epochs=6).fit(GRAPH, outputs_of(GRAPH))
+    again = learner(dropout=0.5, batch_size=7, max_epochs=6)
+    with pytest.raises(Killed):
+        again.fit(GRAPH, outputs_of(GRAPH), on_epoch=stop_at_one, **options)
+    again.fit(GRAPH, outputs_of(GRAPH), **options)
+    assert same_bits(weights(whole), weights(again))
+    assert whole.history_.epochs == again.history_.epochs
+    assert list(tmp_path.iterdir()) == []
+
+
+OTHER_RUNS = {
+    "config": (lambda: learner(dropout=0.5), GRAPH, 0),
+    "instance": (lambda: learner(method=GLNN(lam=0.5)), GRAPH, 0),
+    "seed": (lambda: learner(seed=1), GRAPH, 0),
+    "fingerprint": (learner, replace(GRAPH, x=GRAPH.x + 1), 0),
+    "outputs": (learner, GRAPH, 1),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_RUNS)
+def test_the_checkpoint_of_another_student_is_refused(what, tmp_path):
+    make, graph, seed = OTHER_RUNS[what]
+    options = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    with pytest.raises(Killed):
+        learner().fit(GRAPH, outputs_of(GRAPH), on_epoch=stop_at_one, **options)
+    outputs = outputs_of(graph, seed)
+    outputs.meta["teacher"] = {"model": "imaginary", "seed": 0}  # the same configuration does not make the same outputs
+    named = {"instance": "config"}.get(what, what)
+    with pytest.raises(G2MError, match=rf"made by another run, it differs in: .*{named}"):
+        make().fit(graph, outputs, **options)
+
+
+# -- features only ---------------------------------------------------------------------------------------------------
+
+
+def test_arrays_in_arrays_out(trained):
+    x = GRAPH.x.numpy()
+    for call in (trained.predict, trained.predict_proba):
+        array, tensor = call(x), call(GRAPH.x)
+        assert isinstance(array, np.ndarray)
+        assert isinstance(tensor, torch.Tensor)
+        assert np.array_equal(array, tensor.numpy())
+
+
+def test_probabilities_and_classes_follow_from_logits(trained, taught):
+    for estimator, given in ((trained, GRAPH.x), (taught, GRAPH)):
+        logits, proba = estimator.predict_logits(given), estimator.predict_proba(given)
+        torch.testing.assert_close(proba, logits.softmax(-1))
+        torch.testing.assert_close(proba.sum(1), torch.ones(36))
+        assert torch.equal(estimator.predict(given), logits.argmax(-1))
+
+
+def same_features(trained, x):
+    torch.testing.assert_close(trained.predict_logits(x), trained.predict_logits(GRAPH.x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.double(),
+        lambda x: x.double().numpy(),
+        lambda x: np.asfortranarray(x.numpy()),
+        lambda x: x.tolist(),
+        lambda x: x.clone().requires_grad_(),
+    ],
+    ids=["float64", "float64 array", "column-major", "list", "requires grad"],
+)
+def test_other_kinds_of_features(convert, trained):
+    same_features(trained, convert(GRAPH.x))
+    assert not trained.predict_logits(convert(GRAPH.x)).requires_grad
+
+
+def test_integer_features(trained):
+    x = torch.arange(20).view(2, 10)
+    torch.testing.assert_close(trained.predict_logits(x), trained.predict_logits(x.float()))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 35, 36, 1000])
+def test_chunks_do_not_show(rows, trained, monkeypatch):
+    whole = trained.predict_logits(GRAPH.x)
+    monkeypatch.setattr(estimators, "_PREDICT_ROWS", rows)
+    torch.testing.assert_close(trained.predict_logits(GRAPH.x), whole)
+
+
+def test_no_rows(trained):
+    assert trained.predict(torch.empty(0, 10)).shape == (0,)
+    assert trained.predict_proba(np.empty((0, 10))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 9), r"x: expected features of shape \[N, 10\] \(got \(3, 9\)\)"),
+        (torch.zeros(10), r"got \(10,\)"),
+        (torch.zeros(1, 3, 10), r"got \(1, 3, 10\)"),
+        (torch.full((3, 10), float("nan")), "x: expected finite features .*row 0"),
+        (torch.tensor([[0.0] * 10, [0.0] * 9 + [float("inf")]]), "row 1"),
+        (torch.full((2, 10), 1e300, dtype=torch.float64), "x: expected finite features"),
+        (GRAPH, r"x: expected features of shape \[N, 10\] \(got Graph\)"),
+        ([["a"] * 10], "x: expected features"),
+        (None, "x: expected features"),
+    ],
+    ids=["narrow", "flat", "deep", "NaN", "infinite", "beyond float32", "graph", "text", "none"],
+)
+def test_features_that_are_refused(x, message, trained):
+    with pytest.raises(G2MError, match=message):
+        trained.predict(x)
+
+
+def test_a_graph_of_another_width_is_refused(taught, trained):
+    other = blocks(num_features=9)
+    for call in (taught.predict, taught.outputs, taught.evaluate, trained.evaluate):
+        with pytest.raises(G2MError, match="10"):
+            call(other)
+
+
+def test_sparse_training_dense_prediction():
+    """Bag-of-words features are trained on sparse and predicted on dense: the scores are those of training."""
+    graph = replace(GRAPH, x=nn.functional.one_hot(torch.arange(36) % 20, 20).float())
+    trained = learner(max_epochs=5).fit(graph, outputs_of(graph))
+    assert trained.score(graph, "val") == trained.history_.best_score
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_scores_by_part(unseen):
+    graph = blocks(unseen=unseen)
+    for estimator in (teacher().fit(graph), learner().fit(graph, outputs_of(graph))):
+        scores = estimator.evaluate(graph)
+        assert list(scores) == ["val", "test"] + ["seen", "unseen"] * unseen
+        assert {part: estimator.score(graph, part) for part in scores} == scores
+        assert estimator.score(graph) == scores["test"]
+        with pytest.raises(G2MError, match="Did you mean 'test'"):
+            estimator.score(graph, "tset")
+        if not unseen:
+            with pytest.raises(G2MError, match="part: expected one of val, test"):
+                estimator.score(graph, "unseen")
+
+
+def test_student_scores_are_plain_accuracy(trained):
+    test = GRAPH.part("test")
+    assert trained.score(GRAPH) == float((trained.predict(GRAPH.x[test]) == GRAPH.y[test]).double().mean())
+
+
+def test_number_of_parameters(trained, taught):
+    assert trained.num_parameters() == 10 * 8 + 8 + 8 * 3 + 3 == taught.num_parameters()
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", sorted(BACKBONES))
+def test_teacher_save_and_load(model, tmp_path):
+    taught = teacher(model=model, norm="batch").fit(GRAPH)
+    loaded = Teacher.load(taught.save(tmp_path / "t"))
+    assert same_bits(weights(taught), weights(loaded))
+    assert torch.equal(taught.predict_logits(GRAPH), loaded.predict_logits(GRAPH))
+    assert loaded.params() == taught.params() | {"device": "auto"}
+    assert loaded.meta_ == taught.meta_
+    assert loaded.history_.epochs == taught.history_.epochs
+    assert torch.equal(loaded.outputs(GRAPH).logits, taught.outputs(GRAPH).logits)
+
+
+def test_files_of_one_are_none_of_the_other(trained, taught, tmp_path):
+    with pytest.raises(G2MError, match=r"expected a teacher file \(got a student"):
+        Teacher.load(trained.save(tmp_path / "s"))
+    with pytest.raises(G2MError, match=r"expected a student file \(got a teacher"):
+        Student.load(taught.save(tmp_path / "t"))
+
+
+def test_weights_that_do_not_fit_are_refused(trained, tmp_path):
+    tensors, meta = storage.read(trained.save(tmp_path / "s"), "student")
+    meta["config"]["hidden_channels"] = 9
+    storage.write(tmp_path / "s", "student", tensors, meta)
+    with pytest.raises(G2MError, match="do not fit its configuration"):
+        Student.load(tmp_path / "s")
+
+
+# -- a module of the user's own ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_own_module_is_trained_as_handed_over(hidden, tmp_path):
+    module = own(hidden=hidden)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    taught = Teacher(module, max_epochs=20, device="cpu").fit(GRAPH)
+    assert same_bits(before, module.state_dict())  # the caller's is left alone
+    assert not same_bits(before, taught.model_.module.state_dict())
+    assert ("penalty" in taught.history_.epochs[0]) is hidden
+    assert taught.history_.epochs[-1]["loss"] < taught.history_.epochs[0]["loss"]
+    outputs = taught.outputs(GRAPH)
+    assert (outputs.hidden is not None) is hidden
+    assert outputs.meta["teacher"]["model"] == "Own"
+    learner().fit(GRAPH, outputs)
+    with pytest.raises(G2MError, match="module of yours"):
+        Teacher.load(taught.save(tmp_path / "t"))
+    loaded = Teacher.load(tmp_path / "t", own(hidden=hidden))
+    assert torch.equal(loaded.predict_logits(GRAPH), taught.predict_logits(GRAPH))
+    with pytest.raises(G2MError, match="do not fit"):
+        Teacher.load(tmp_path / "t", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_from_trained(unseen, tmp_path):
+    graph, module = blocks(unseen=unseen), own()
+    taught = Teacher.from_trained(module, graph)
+    observed = graph.observed()
+    module.eval()
+    with torch.no_grad():
+        expected = module(observed.x, observed.edge_index)
+    outputs = taught.outputs(graph)
+    torch.testing.assert_close(outputs.logits, expected)
+    assert len(taught.history_) == 0
+    assert taught.meta_["val"] == taught.evaluate(graph)["val"]
+    assert learner().fit(graph, outputs).score(graph) >= 0
+    loaded = Teacher.load(taught.save(tmp_path / "t"), own())
+    assert torch.equal(loaded.predict_logits(graph), taught.predict_logits(graph))
+
+
+def test_from_trained_refuses_other_shapes():
+    with pytest.raises(G2MError, match=r"module: expected logits of shape \(36, 3\).*\(36, 5\)"):
+        Teacher.from_trained(own(classes=5), GRAPH)
+
+
+def test_own_module_has_no_cache(tmp_path):
+    with pytest.raises(G2MError, match="cache: needs a model by name"):
+        Teacher(own()).fit(GRAPH, cache=tmp_path)
+
+
+# -- the cache of teachers -------------------------------------------------------------------------------------------
+
+
+def never(record):
+    raise AssertionError("trained, though a teacher of this graph and configuration is there")
+
+
+def test_a_cached_teacher_is_not_trained_again(tmp_path):
+    first = teacher().fit(GRAPH, cache=tmp_path)
+    again = teacher().fit(GRAPH, cache=tmp_path, on_epoch=never)
+    assert same_bits(weights(first), weights(again))
+    assert torch.equal(first.outputs(GRAPH).logits, again.outputs(GRAPH).logits)
+    assert again.meta_ == first.meta_
+    assert same_bits(weights(first), weights(teacher().fit(GRAPH)))
+
+
+@pytest.mark.parametrize(
+    ("options", "graph"),
+    [
+        ({"seed": 1}, GRAPH),
+        ({"lr": 0.1}, GRAPH),
+        ({"model": "gcn"}, GRAPH),
+        ({"reference": True}, GRAPH),
+        ({}, replace(GRAPH, x=GRAPH.x + 1)),
+        ({}, blocks(unseen=True)),
+    ],
+)
+def test_another_teacher_is_trained(options, graph, tmp_path):
+    teacher().fit(GRAPH, cache=tmp_path)
+    seen = []
+    teacher(**options).fit(graph, cache=tmp_path, on_epoch=seen.append)
+    assert len(seen) == 3
+
+
+def test_a_damaged_cache_is_refused(tmp_path):
+    teacher().fit(GRAPH, cache=tmp_path)
+    (file,) = (tmp_path / "teachers").iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(G2MError, match="truncated"):
+        teacher().fit(GRAPH, cache=tmp_path)
+
+
+KILLED = """
+import functools, os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_estimators as t
+t.estimators.fit = functools.partial(t.estimators.fit, checkpoint_seconds=0)
+kill = lambda record: os.kill(os.getpid(), signal.SIGKILL) if record["epoch"] == 2 else None
+t.dropping().fit(t.GRAPH, cache={cache!r}, on_epoch=kill)
+"""
+
+
+def dropping() -> Teacher:
+    return teacher(model="gcn", dropout=0.5, norm="batch", max_epochs=6)
+
+
+def test_a_killed_teacher_goes_on_to_the_same_bits(tmp_path):
+    code = KILLED.format(tests=str(Path(__file__).parent), cache=str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -signal.SIGKILL
+    (checkpoint,) = os.listdir(tmp_path / "teachers")
+    assert checkpoint.endswith(".checkpoint")
+    seen = []
+    resumed = dropping().fit(GRAPH, cache=tmp_path, on_epoch=lambda record: seen.append(record["epoch"]))
+    assert seen == [3, 4, 5]
+    whole = dropping().fit(GRAPH)
+    assert same_bits(weights(whole), weights(resumed))
+    assert whole.history_.epochs == resumed.history_.epochs
+    assert whole.history_.best_epoch == resumed.history_.best_epoch
+    assert [name.endswith(".safetensors") for name in os.listdir(tmp_path / "teachers")] == [True]
+    dropping().fit(GRAPH, cache=tmp_path, on_epoch=never)
+
+
+def test_where_no_teacher_is_needed_outputs_are_optional():
+    assert learner(method="mlp").fit(GRAPH).score(GRAPH) >= 0
+    with pytest.raises(G2MError, match="learns from a teacher"):
+        learner().fit(GRAPH)
+
+
+@pytest.mark.parametrize("options", [{"hidden_channels": 7}, {"num_layers": 3}, {"dropout": 0.5}, {"norm": "batch"}])
+def test_a_module_with_a_shape_of_ours_is_refused(options):
+    with pytest.raises(G2MError, match=f"{next(iter(options))}: a module has its own shape"):
+        Teacher(own(), **options)
+
+
+def test_numpy_seeds_are_whole_numbers(tmp_path):
+    student = learner(seed=np.int64(3)).fit(GRAPH, outputs_of(GRAPH))
+    assert Student.load(student.save(tmp_path / "s.safetensors")).seed == 3
+    with pytest.raises(G2MError, match="seed: expected a whole number from 0"):
+        learner(seed=-1)
+
+
+def test_a_student_of_an_unknown_method_still_predicts(trained, tmp_path, monkeypatch):
+    path = trained.save(tmp_path / "s.safetensors")
+    monkeypatch.delitem(REGISTRY, "glnn")
+    loaded = Student.load(path)
+    assert torch.equal(loaded.predict_logits(GRAPH.x), trained.predict_logits(GRAPH.x))
+    assert (loaded.method, loaded.options) == (trained.method, trained.options)
+    with pytest.raises(G2MError, match="method: expected one of"):
+        loaded.fit(GRAPH, outputs_of(GRAPH))
+
+
+def test_scores_where_there_is_no_test_part(trained):
+    graph = GRAPH.with_split({part: GRAPH.split[part] for part in ("train", "val")})
+    assert trained.evaluate(graph) == {"val": trained.score(GRAPH, "val")}

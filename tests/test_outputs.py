@@ -1,0 +1,185 @@
+"""TeacherOutputs: checked when built, when loaded and when used; nothing of unseen nodes in it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import blocks, outputs_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator
+
+from g2m import storage
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.outputs import TeacherOutputs
+
+FIELDS = ("node_id", "logits", "hidden", "low_target", "codebook", "code_input")
+
+
+@pytest.fixture
+def outputs():
+    return outputs_of(blocks())
+
+
+def with_nan(tensor, row):
+    tensor = tensor.clone()
+    tensor[row, 1] = float("nan")
+    return tensor
+
+
+CASES = {
+    "ids are floats": (lambda o: {"node_id": o.node_id.float()}, "node_id: expected int64"),
+    "ids are 32-bit": (lambda o: {"node_id": o.node_id.int()}, "node_id: expected int64"),
+    "ids are a matrix": (lambda o: {"node_id": o.node_id[:, None]}, "node_id: expected int64"),
+    "no rows": (lambda o: {"node_id": o.node_id[:0]}, "M at least 1"),
+    "ids negative": (lambda o: {"node_id": o.node_id - 1}, "node_id: .*from 0"),
+    "ids out of order": (lambda o: {"node_id": o.node_id.flip(0)}, "ascending"),
+    "an id twice": (lambda o: {"node_id": o.node_id // 2}, "strictly ascending"),
+    "logits flat": (lambda o: {"logits": o.logits[:, 0]}, r"logits: expected \[M, C\]"),
+    "one class": (lambda o: {"logits": o.logits[:, :1]}, "C at least 2"),
+    "logits are integers": (lambda o: {"logits": o.logits.long()}, "logits: expected a floating-point"),
+    "a row missing": (lambda o: {"logits": o.logits[1:]}, "logits: expected 36 rows"),
+    "hidden short": (lambda o: {"hidden": o.hidden[:-1]}, "hidden: expected 36 rows"),
+    "hidden flat": (lambda o: {"hidden": o.hidden[:, 0]}, "hidden: expected a floating-point matrix"),
+    "logits NaN": (lambda o: {"logits": with_nan(o.logits, 5)}, "logits: expected finite.*row 5"),
+    "hidden NaN": (lambda o: {"hidden": with_nan(o.hidden, 7)}, "hidden: expected finite.*row 7"),
+    "codebook NaN": (lambda o: {"codebook": with_nan(o.codebook, 2)}, "codebook: expected finite.*row 2"),
+    "logits infinite": (lambda o: {"logits": o.logits / 0}, "logits: expected finite"),
+    "low_target wide": (lambda o: {"low_target": o.hidden}, "low_target: expected"),
+    "codebook alone": (lambda o: {"code_input": None}, "both or neither"),
+    "code_input alone": (lambda o: {"codebook": None}, "both or neither"),
+    "codes of other width": (lambda o: {"codebook": o.codebook[:, :4]}, "code_input: expected 4 columns"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refuses(case, outputs):
+    change, message = CASES[case]
+    with pytest.raises(G2MError, match=message):
+        replace(outputs, **change(outputs))
+
+
+def test_optional_fields_may_be_missing(outputs):
+    bare = TeacherOutputs(outputs.node_id, outputs.logits)
+    assert bare.hidden is bare.low_target is bare.codebook is bare.code_input is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 10), st.integers(0, 99))
+def test_soft_labels_equal_their_formula(tau, seed):
+    logits = 3 * torch.randn(4, 3, generator=Generator().manual_seed(seed), dtype=torch.float64)
+    outputs = TeacherOutputs(torch.arange(4), logits)
+    power = torch.exp(logits / tau)
+    expected = power / power.sum(1, keepdim=True)
+    torch.testing.assert_close(outputs.soft_labels(tau), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(outputs.log_soft_labels(tau), expected.log(), rtol=1e-10, atol=1e-10)
+
+
+def test_soft_labels_at_one_are_probabilities(outputs):
+    torch.testing.assert_close(outputs.soft_labels(), outputs.logits.softmax(-1))
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, float("nan"), "1"])
+def test_temperature_is_above_zero(tau, outputs):
+    with pytest.raises(G2MError, match="tau"):
+        outputs.soft_labels(tau)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_save_and_load(bare, outputs, tmp_path):
+    outputs = TeacherOutputs(outputs.node_id, outputs.logits, meta=outputs.meta) if bare else outputs
+    loaded = TeacherOutputs.load(outputs.save(tmp_path / "outputs.safetensors"))
+    assert loaded.meta == outputs.meta
+    assert repr(loaded) == repr(outputs)
+    for field in FIELDS:
+        first, second = getattr(outputs, field), getattr(loaded, field)
+        assert (first is None and second is None) or torch.equal(first, second)
+
+
+def test_fields_that_share_memory_are_saved(outputs, tmp_path):
+    outputs = replace(outputs, code_input=outputs.hidden)
+    assert torch.equal(TeacherOutputs.load(outputs.save(tmp_path / "o")).code_input, outputs.hidden)
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"logits": torch.eye(2)}, {"node_id": torch.arange(2), "logits": torch.eye(2), "x": torch.eye(2)}]
+)
+def test_a_file_of_other_fields_is_refused(tensors, tmp_path):
+    path = storage.write(tmp_path / "o", "outputs", tensors, {})
+    with pytest.raises(G2MError, match="does not hold teacher outputs"):
+        TeacherOutputs.load(path)
+
+
+def test_what_is_wrong_when_built_is_wrong_when_loaded(tmp_path):
+    path = storage.write(tmp_path / "o", "outputs", {"node_id": torch.tensor([1, 0]), "logits": torch.eye(2)}, {})
+    with pytest.raises(G2MError, match="ascending"):
+        TeacherOutputs.load(path)
+
+
+def test_a_teacher_file_is_no_outputs_file(tmp_path):
+    teacher = Teacher("gcn", hidden_channels=4, max_epochs=1, device="cpu").fit(blocks())
+    with pytest.raises(G2MError, match="expected a outputs file"):
+        TeacherOutputs.load(teacher.save(tmp_path / "t"))
+
+
+# -- belonging -------------------------------------------------------------------------------------------------------
+
+
+def test_only_observed_nodes_have_rows():
+    graph = blocks(unseen=True)
+    outputs = Teacher("gcn", hidden_channels=4, max_epochs=2, device="cpu").fit(graph).outputs(graph)
+    unseen = set(graph.part("unseen").tolist())
+    assert set(outputs.node_id.tolist()) == set(range(graph.num_nodes)) - unseen
+    assert len(outputs.logits) == len(outputs.hidden) == graph.num_nodes - len(unseen)
+    assert outputs.meta["setting"] == "inductive"
+    assert outputs.meta["fingerprint"] == graph.observed().fingerprint()
+
+
+def drop_edge(graph):
+    return replace(graph, edge_index=graph.edge_index[:, 1:])
+
+
+def other_split(graph):
+    return graph.with_split(graph.split | {"train": graph.part("train")[1:]})
+
+
+def other_label(graph):
+    y = graph.y.clone()
+    y[0] = (y[0] + 1) % 3
+    return replace(graph, y=y)
+
+
+OTHERS = {
+    "features": lambda g: replace(g, x=g.x + 1e-3),
+    "edges": drop_edge,
+    "labels": other_label,
+    "split": other_split,
+    "setting": lambda g: blocks(unseen=True),
+    "unseen nodes": lambda g: g.inductive(seed=1),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_student_refuses_outputs_of_another_graph(what):
+    graph = blocks()
+    outputs, other = outputs_of(graph), OTHERS[what](graph)
+    for made_on, used_on in ((graph, other), (other, graph)):
+        with pytest.raises(G2MError, match=r"made on another graph, split or setting.*teacher\.outputs"):
+            Student("glnn", device="cpu").fit(used_on, outputs_of(made_on))
+    assert outputs.check(graph) is None
+    assert outputs.check(replace(graph, name="by another name")) is None
+
+
+def test_student_refuses_outputs_of_other_unseen_nodes():
+    graph = blocks()
+    with pytest.raises(G2MError, match="made on another graph"):
+        Student("glnn").fit(graph.inductive(seed=1), outputs_of(graph.inductive(seed=0)))
+
+
+def test_outputs_without_a_fingerprint_are_refused(outputs):
+    with pytest.raises(G2MError, match="fingerprint None"):
+        replace(outputs, meta={}).check(blocks())

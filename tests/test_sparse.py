@@ -1,0 +1,151 @@
+"""CSR against dense oracles. Entries are small integers in float64, so that every order of summation is exact."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from g2m.sparse import CSR, features
+
+quick = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def matrices(draw, repeats: bool = True) -> tuple[CSR, Tensor]:
+    """A matrix as CSR and dense: any order of entries, rows and columns without any, coordinates given twice."""
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    places = st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1))
+    places = draw(st.lists(places, max_size=12, unique=not repeats))
+    row, col = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+    value = torch.tensor(draw(st.lists(st.integers(-5, 5), min_size=len(places), max_size=len(places)))).double()
+    dense = torch.zeros(shape, dtype=torch.float64).index_put((row, col), value, accumulate=True)
+    return CSR.from_coo(row, col, value, shape), dense
+
+
+def integers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(-5, 6, shape, generator=Generator().manual_seed(seed)).double()
+
+
+@quick
+@given(matrices(), st.integers(1, 3))
+def test_product_and_gradient_equal_dense(pair, width):
+    csr, dense = pair
+    x = integers(dense.size(1), width).requires_grad_()
+    upstream = integers(dense.size(0), width, seed=1)
+    assert torch.equal(csr @ x, dense @ x)
+    assert torch.equal(torch.autograd.grad(csr @ x, x, upstream)[0], dense.T @ upstream)
+
+
+@quick
+@given(matrices())
+def test_transpose_equals_dense(pair):
+    csr, dense = pair
+    x = integers(dense.size(0), 2)
+    assert csr.T.shape == tuple(dense.T.shape)
+    assert torch.equal(csr.T @ x, dense.T @ x)
+    assert torch.equal(csr.T.T @ integers(dense.size(1), 2), dense @ integers(dense.size(1), 2))
+
+
+@quick
+@given(matrices(), st.data())
+def test_rows_equal_dense_in_any_order_and_repeated(pair, data):
+    csr, dense = pair
+    index = torch.tensor(data.draw(st.lists(st.integers(0, len(dense) - 1), max_size=8)), dtype=torch.long)
+    cut, x = csr[index], integers(dense.size(1), 2)
+    assert cut.shape == (len(index), dense.size(1))
+    assert len(cut) == len(index)
+    assert torch.equal(cut @ x, dense[index] @ x)
+    upstream = integers(len(index), 2)
+    assert torch.equal(cut.T @ upstream, dense[index].T @ upstream)
+
+
+@quick
+@given(matrices(repeats=False))
+def test_dense_round_trip(pair):
+    csr, dense = pair
+    assert torch.equal(csr.to_dense(), dense)
+    back = CSR.from_dense(dense)
+    assert torch.equal(back.to_dense(), dense)
+    assert back.nnz == int(dense.count_nonzero())
+    assert torch.equal(back.row_of_entry(), dense.nonzero()[:, 0])
+
+
+@quick
+@given(matrices())
+def test_indices_are_narrow_and_rows_in_order(pair):
+    csr, dense = pair
+    for matrix in (csr, csr.T, csr[torch.arange(len(dense))]):
+        assert matrix.crow.dtype == matrix.col.dtype == torch.int32
+        assert matrix.crow[0] == 0
+        assert matrix.crow[-1] == matrix.nnz == len(matrix.col)
+        assert (matrix.crow.diff() >= 0).all()
+        row = matrix.row_of_entry()
+        assert ((row.diff() > 0) | (matrix.col.diff() >= 0)).all()
+
+
+def test_repeated_coordinates_stay_apart_and_add_up():
+    csr = CSR.from_coo(*torch.tensor([[1, 0, 1], [0, 1, 0]]), torch.tensor([2.0, 5.0, 3.0]), (3, 2))
+    assert csr.nnz == 3
+    assert torch.equal(csr @ torch.eye(2), torch.tensor([[0.0, 5.0], [5.0, 0.0], [0.0, 0.0]]))
+
+
+def test_gradcheck():
+    generator = Generator().manual_seed(0)
+    dense = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    csr = CSR.from_dense(dense * (dense > 0))
+    x = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: csr @ x, x)
+    assert torch.autograd.gradcheck(lambda x: csr[torch.tensor([3, 3, 0])] @ x, x)
+
+
+def test_no_entries():
+    empty = torch.empty(0, dtype=torch.long)
+    csr = CSR.from_coo(empty, empty, torch.empty(0), (3, 2))
+    x = torch.ones(2, 4, requires_grad=True)
+    product = csr @ x
+    assert torch.equal(product, torch.zeros(3, 4))
+    assert torch.equal(torch.autograd.grad(product.sum(), x)[0], torch.zeros(2, 4))
+    assert csr[torch.tensor([2, 0])].nnz == 0
+
+
+def test_dropout_keeps_the_pattern_and_the_gradient_follows_the_mask():
+    csr = CSR.from_dense(torch.ones(40, 30))
+    torch.manual_seed(0)
+    dropped = csr.dropout(0.25, True)
+    dense = dropped.to_dense()
+    torch.testing.assert_close(dense.unique(), torch.tensor([0, 4 / 3]))
+    assert abs(float((dense == 0).float().mean()) - 0.25) < 0.05
+    assert dropped.nnz == csr.nnz
+    x = torch.randn(30, 2, requires_grad=True)
+    gradient = torch.autograd.grad((dropped @ x).sum(), x)[0]
+    torch.testing.assert_close(gradient, dense.sum(0)[:, None].expand(30, 2))
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
+def test_dropout_is_nothing_in_evaluation_or_at_zero(p, training):
+    csr = CSR.from_dense(torch.eye(3))
+    assert csr.dropout(p, training) is csr
+
+
+def test_to_the_same_device_is_no_copy():
+    csr = CSR.from_dense(torch.eye(3))
+    assert csr.to("cpu") is csr
+
+
+@pytest.mark.parametrize(("nonzero", "sparse"), [(0, True), (10, True), (11, False), (100, False)])
+def test_features_are_sparse_up_to_the_density(nonzero, sparse):
+    x = torch.zeros(100)
+    x[:nonzero] = 2
+    x = x.view(10, 10)
+    result = features(x)
+    assert isinstance(result, CSR) is sparse
+    assert torch.equal(result.to_dense(), x) if sparse else result is x
+
+
+def test_other_values_on_the_same_pattern_transpose_alike():
+    dense = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
+    matrix = CSR.from_dense(dense)
+    other = matrix.with_value(matrix.value * torch.tensor([1.0, 0.0, -1.0]))
+    assert torch.equal(other.T.to_dense(), other.to_dense().T)
+    assert torch.equal(other.to_dense(), torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -4.0]]))
