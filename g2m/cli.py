@@ -146,7 +146,12 @@ def data_list(context: typer.Context, root: Root = None, as_json: Json = False) 
 
 
 @data_cli.command("get")
-def data_get(context: typer.Context, name: str, root: Root = None, as_json: Json = False) -> None:
+def data_get(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Card name, see g2m data.")],
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
     """Fetch a data set and check it against its card."""
     from g2m.data import download, find_card
 

@@ -1,0 +1,356 @@
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from g2m import bench
+from g2m.bench import append_result, cache_folder, cells, read_results, run, run_cell
+from g2m.data import load
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.experiments import find
+from g2m.methods import REGISTRY
+from g2m.methods.mlp import PlainMLP
+from g2m.outputs import TeacherOutputs
+
+QUICK = ("data.num_nodes=300", "hidden_channels=8", "max_epochs=3", "teacher.max_epochs=3", "teacher.hidden_channels=8")
+
+
+def grid(data=("sbm",), overrides=QUICK, **kwargs):
+    return cells(data, overrides=overrides, **{"seeds": 2, **kwargs})
+
+
+def timeless(record):
+    """A record without the one thing that differs between two runs."""
+    if isinstance(record, dict):
+        return {key: timeless(value) for key, value in record.items() if key != "seconds"}
+    return record
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The cells really run, in order."""
+    ran = []
+
+    def count(cell, **options):
+        ran.append(cell.key)
+        return run_cell(cell, **options)
+
+    monkeypatch.setattr(bench, "run_cell", count)
+    return ran
+
+
+# -- the grid --------------------------------------------------------------------------------------------------
+
+
+def test_a_method_without_a_teacher_is_there_once():
+    found = grid(["sbm", "digits"], methods=["mlp", "glnn"], teachers=["sage", "gcn"], overrides=())
+    names = [(c.experiment.data, c.experiment.method, c.experiment.teacher, c.setting, c.seed) for c in found]
+    expected = {
+        (data, method, teacher, setting, seed)
+        for data in ("sbm", "digits")
+        for method, teacher in (("mlp", None), ("glnn", "sage"), ("glnn", "gcn"))
+        for setting in ("transductive", "inductive")
+        for seed in (0, 1)
+    }
+    assert set(names) == expected
+    assert len(names) == len(expected)
+    assert len({cell.key for cell in found}) == len(found)
+
+
+def test_names_given_twice_or_as_iterators_are_one_grid():
+    assert grid(methods=["mlp", "mlp"]) == grid(methods=["mlp"])
+    once = grid(methods=["mlp", "glnn"], teachers=["sage", "gcn"])
+    assert (
+        grid(iter(["sbm"]), overrides=iter(QUICK), methods=iter(["mlp", "glnn"]), teachers=iter(["sage", "gcn"]))
+        == once
+    )
+
+
+def test_shipped_options_are_used_and_overridden():
+    (cell,) = cells(["cora-cpf"], methods=["glnn"], settings=["inductive"], seeds=1, overrides=["dropout=0.25"])
+    shipped = find("cora-cpf", "glnn", "sage")
+    assert cell.experiment == replace(shipped, student_options={**shipped.student_options, "dropout": 0.25})
+    teacher, student = cell.estimators()
+    assert (teacher.options, teacher.seed) == ({"reference": True}, 0)
+    assert (student.dropout, student.weight_decay, student.reference_schedule) == (0.25, 0.005, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": ["smb"]}, r"expected one of .*digits"),
+        ({"data": ["cora-cfp"]}, r"Did you mean 'cora-cpf'\?"),
+        ({"methods": ["gln"]}, r"method: .*Did you mean 'glnn'\?"),
+        ({"teachers": ["sagee"]}, r"teachers: .*Did you mean 'sage'\?"),
+        ({"teachers": ["sagee"], "methods": ["mlp"]}, r"teachers: .*Did you mean 'sage'\?"),
+        ({"settings": ["inductiv"]}, r"settings: .*Did you mean 'inductive'\?"),
+        ({"data": []}, "data: expected at least one name"),
+        ({"methods": []}, "methods: expected at least one name"),
+        ({"teachers": []}, "teachers: expected at least one name"),
+        ({"settings": []}, "settings: expected at least one name"),
+        ({"seeds": 0}, "seeds: expected a whole number from 1"),
+        ({"overrides": ["hidden_chanels=3"]}, r"method .*unknown key 'hidden_chanels'"),
+        ({"overrides": ["glnn.taw=2"]}, r"method 'glnn': unknown key 'taw'\. Did you mean 'tau'\?"),
+        ({"overrides": ["glnn.tau=0"]}, "tau: expected a number"),
+        ({"overrides": ["teacher.referense=true"]}, r"teacher 'sage': unknown key .*Did you mean 'reference'\?"),
+        ({"overrides": ["data.num_nodez=300"]}, r"data 'sbm': unknown key .*Did you mean 'num_nodes'\?"),
+        ({"overrides": ["techer.lr=1"]}, r"Did you mean 'teacher'\?"),
+        ({"overrides": ["norm=bach"]}, r"norm: .*Did you mean 'batch'\?"),
+        ({"overrides": ["teacher.norm=bach"]}, r"norm: .*Did you mean 'batch'\?"),
+        ({"overrides": ["glnn.dropout=2"]}, r"dropout: expected a number in \[0, 1\]"),
+        ({"overrides": ["teacher.num_layers=0"]}, "num_layers: expected a whole number from 1"),
+        ({"overrides": ["seed=3"]}, "'seed' cannot be set here"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_trained(arguments, message):
+    with pytest.raises(G2MError, match=message):
+        grid(**arguments)
+
+
+def test_checking_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    grid(teachers=["gcn", "sage", "gat", "appnp", "gin"])
+    assert torch.get_rng_state().equal(before)
+
+
+def test_the_key_changes_with_everything_that_decides():
+    overrides = [
+        *((), ("dropout=0.1",), ("dropout=0.2",), ("lr=0.1",), ("glnn.tau=2",), ("tau=3",), ("norm=batch",)),
+        *(("teacher.lr=0.1",), ("teacher.dropout=0.1",), ("teacher.reference=true",)),
+        *(("data.num_nodes=300",), ("data.num_nodes=301",), ("data.homophily=0.1",), ("data.split=random",)),
+    ]
+    experiments = [find("sbm", "glnn", "sage").override(words) for words in overrides]
+    experiments += [find("sbm", "glnn", "gcn"), find("sbm", "mlp"), find("digits", "glnn", "sage")]
+    found = [
+        bench.Cell(experiment, setting, seed).key
+        for experiment in experiments
+        for setting in ("transductive", "inductive")
+        for seed in (0, 1)
+    ]
+    assert len(set(found)) == len(found) == 4 * len(experiments)
+    # and with nothing else: order of the words, the published numbers, the method that is not run
+    given = find("sbm", "glnn", "sage").override(["lr=0.1", "dropout=0.1"])
+    same = find("sbm", "glnn", "sage").override(["dropout=0.1", "mlp.lr=5", "lr=0.1"])
+    assert bench.Cell(given, "inductive", 0).key == bench.Cell(replace(same, paper={"source": ""}), "inductive", 0).key
+
+
+# -- one cell --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+def test_a_record_says_what_was_run_and_what_came_out(tmp_path, setting):
+    (cell,) = grid(methods=["glnn"], settings=[setting], seeds=1)
+    record = run_cell(cell, folder=tmp_path / "kept")
+    assert json.loads(json.dumps(record)) == record
+    assert record.keys() == {
+        *("key", "data", "setting", "teacher", "method", "seed", "metric"),
+        *("teacher_scores", "teacher_run", "scores", "run", "config"),
+    }
+    given = {"key": cell.key, "data": "sbm", "setting": setting, "teacher": "sage", "method": "glnn", "seed": 0}
+    assert given.items() <= record.items()
+    assert record["config"].pop("versions")["torch"] == torch.__version__
+    assert record["config"] == cell.experiment.config()
+    for trained in (record["run"], record["teacher_run"]):
+        assert trained.keys() == {"layers", "width", "parameters", "best_epoch", "epochs", "seconds"}
+        assert (trained["layers"], trained["width"], trained["epochs"]) == (2, 8, 3)
+
+    # Oracle: the same by hand.
+    graph = load("sbm", seed=0, setting=setting, num_nodes=300)
+    teacher = Teacher("sage", hidden_channels=8, max_epochs=3, seed=0).fit(graph)
+    student = Student("glnn", hidden_channels=8, max_epochs=3, seed=0).fit(graph, teacher.outputs(graph))
+    assert record["scores"] == student.evaluate(graph)
+    assert record["teacher_scores"] == teacher.evaluate(graph)
+    assert record["run"]["parameters"] == student.num_parameters()
+    assert set(record["scores"]) == {"val", "test"} | ({"seen", "unseen"} if setting == "inductive" else set())
+
+    kept = Student.load(tmp_path / "kept" / "student.safetensors")
+    assert kept.predict_logits(graph.x).equal(student.predict_logits(graph.x))
+    outputs = TeacherOutputs.load(tmp_path / "kept" / "outputs.safetensors")
+    assert outputs.logits.equal(teacher.outputs(graph).logits)
+    assert Teacher.load(tmp_path / "kept" / "teacher.safetensors").score(graph) == teacher.score(graph)
+
+
+def test_without_a_teacher_a_record_has_none(tmp_path, cache):
+    (cell,) = grid(methods=["mlp"], settings=["transductive"], seeds=1)
+    record = run_cell(cell, folder=tmp_path / "kept")
+    assert record["teacher"] is None
+    assert not {"teacher_scores", "teacher_run"} & record.keys()
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["student.safetensors"]
+    assert not cache.exists()
+
+
+def test_a_cell_stopped_in_training_goes_on_there(tmp_path, monkeypatch):
+    (cell,) = grid(methods=["glnn"], settings=["transductive"], seeds=1, overrides=[*QUICK, "glnn.max_epochs=8"])
+    whole = run_cell(cell, cache=tmp_path / "other")
+    fit, epochs = Student.fit, []
+
+    def interrupted(self, *args, **kwargs):
+        def on_epoch(record):
+            epochs.append(record["epoch"])
+            if epochs == [0, 1, 2, 3, 4]:
+                raise KeyboardInterrupt
+
+        return fit(self, *args, **kwargs, checkpoint_seconds=0, on_epoch=on_epoch)
+
+    monkeypatch.setattr(Student, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, folder=tmp_path / "kept")
+    resumed = run_cell(cell, folder=tmp_path / "kept")
+    assert epochs[5] > 0, "it did not begin again"
+    assert epochs[-1] == 7
+    assert timeless(resumed) == timeless(whole)
+    assert not (tmp_path / "kept" / "student.checkpoint").exists()
+
+
+def test_teachers_are_trained_once(cache, monkeypatch):
+    trained = []
+    save = Teacher.save
+    monkeypatch.setattr(Teacher, "save", lambda self, path: trained.append(path) or save(self, path))
+    found = grid(methods=["glnn"], settings=["transductive"], seeds=1)
+    found += grid(methods=["glnn"], settings=["transductive"], seeds=1, overrides=[*QUICK, "glnn.tau=2"])
+    records = list(run(found))
+    assert len(trained) == 1
+    assert records[0]["teacher_scores"] == records[1]["teacher_scores"]
+    assert cache_folder() == cache
+    assert [cache / "teachers"] == list(cache.iterdir())
+
+
+# -- many cells ------------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_not_run_again(tmp_path, counted):
+    out = tmp_path / "new" / "r.jsonl"
+    first = grid(methods=["mlp"], settings=["transductive"])
+    records = list(run(first, out=out))
+    assert counted == [cell.key for cell in first]
+    assert read_results(out) == records
+    again = list(run(first, out=out))
+    assert counted == [cell.key for cell in first]
+    assert again == records
+    more = grid(methods=["mlp", "glnn"], settings=["transductive"])
+    everything = list(run(more, out=out))
+    assert sorted(counted) == sorted(cell.key for cell in more)
+    assert read_results(out)[:2] == records
+    assert sorted(r["key"] for r in read_results(out)) == sorted(r["key"] for r in everything) == sorted(counted)
+
+
+def test_without_a_file_all_cells_are_run(counted):
+    found = grid(methods=["mlp"], settings=["transductive"])
+    assert [r["key"] for r in run(found)] == counted
+    assert [timeless(r) for r in run(found)] == [timeless(r) for r in run(found)]
+    assert len(counted) == 6
+
+
+def test_other_tables_in_the_file_are_left_alone(tmp_path, counted):
+    append_result(tmp_path / "r.jsonl", {"table": "speed", "ms": 1})
+    (record,) = run(grid(methods=["mlp"], settings=["transductive"], seeds=1), out=tmp_path / "r.jsonl")
+    assert read_results(tmp_path / "r.jsonl") == [{"table": "speed", "ms": 1}, record]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, 400])
+def test_a_line_cut_short_is_run_again_and_repaired(tmp_path, counted, cut):
+    out = tmp_path / "r.jsonl"
+    found = grid(methods=["mlp"], settings=["transductive"], seeds=3)
+    records = list(run(found, out=out))
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-cut])
+    # Only the line's end is lost by the first cut: what can be read is kept.
+    lost = 0 if cut == 1 else 1
+    assert read_results(out) == records[: 3 - lost]
+    del counted[:]
+    again = list(run(found, out=out))
+    assert counted == [cell.key for cell in found[3 - lost :]]
+    assert [timeless(r) for r in again] == [timeless(r) for r in records]
+    append_result(out, {"table": "x"})
+    assert [timeless(r) for r in read_results(out)] == [*(timeless(r) for r in records), {"table": "x"}]
+    assert out.read_bytes().count(b"\n") == 4
+
+
+def test_append_after_a_line_cut_short_at_the_very_start(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"key": "ab')
+    assert read_results(tmp_path / "r.jsonl") == []
+    append_result(tmp_path / "r.jsonl", {"table": "x"})
+    assert (tmp_path / "r.jsonl").read_text() == '{"table": "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"table": 1}\n{"tab\n{"table": 1}\n', "line 2 of .* is not JSON"),
+        (b'{"table": 1}\n{"tab\n', "line 2 of .* is not JSON"),
+        (b'{"table": 1}\n\n{"table": 1}\n', "line 2 of .* is not JSON"),
+        (b"\xff\xfe\x00\n", "line 1 of .* is not JSON"),
+        (b'3\n{"table": 1}\n', "line 1 of .* is not a result"),
+        (b'{"key": 1}\n', "line 1 of .* is not a result"),
+    ],
+)
+def test_a_broken_file_is_refused_and_nothing_is_run(tmp_path, counted, content, message):
+    out = tmp_path / "r.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(G2MError, match=message):
+        read_results(out)
+    with pytest.raises(G2MError, match=message):
+        list(run(grid(methods=["mlp"]), out=out))
+    assert counted == []
+    assert out.read_bytes() == content
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(G2MError, match="no results file"):
+        read_results(tmp_path / "r.jsonl")
+    with pytest.raises(G2MError, match="no results file"):
+        read_results(tmp_path)
+
+
+def test_wrong_arguments_of_run(tmp_path):
+    with pytest.raises(G2MError, match=r"run: unknown key 'cach'\. Did you mean 'cache'\?"):
+        list(run(grid(), cach=tmp_path))
+    with pytest.raises(G2MError, match="workers: expected a whole number from 1"):
+        list(run(grid(), workers=0))
+
+
+def test_a_method_of_ones_own_runs_by_its_name():
+    try:
+        type("Own", (PlainMLP,), {"name": "own"})
+        own, plain = run(grid(methods=["own", "mlp"], settings=["transductive"], seeds=1))
+    finally:
+        REGISTRY.pop("own", None)
+    assert (own["method"], own["scores"]) == ("own", plain["scores"])
+
+
+def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread a worker
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = grid(settings=["transductive"], seeds=2)
+        alone = {r["key"]: timeless(r) for r in run(found, cache=tmp_path / "a")}
+    finally:
+        torch.set_num_threads(threads)
+    folders = {cell.key: tmp_path / "kept" / cell.key for cell in found}
+    records = list(run(found, out=tmp_path / "r.jsonl", workers=2, cache=tmp_path / "b", folders=folders))
+    assert len(records) == len(found) == 4
+    assert {r["key"]: timeless(r) for r in records} == alone
+    assert read_results(tmp_path / "r.jsonl") == records
+    assert all((folder / "student.safetensors").exists() for folder in folders.values())
+    assert multiprocessing.active_children() == []
+
+
+def test_a_failure_in_one_process_ends_the_others(tmp_path):
+    # One cell cannot be loaded, the other would train for hours.
+    (endless,) = grid(methods=["mlp"], settings=["transductive"], seeds=1)
+    endless = replace(endless, experiment=endless.experiment.override(["max_epochs=1000000000", "patience=1000000000"]))
+    broken = replace(endless, experiment=endless.experiment.override(["data.homophily=2"]), seed=1)
+    with pytest.raises(G2MError, match="homophily: expected a number"):
+        list(run([endless, broken], workers=2))
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,254 @@
+import json
+import tomllib
+from dataclasses import replace
+
+import pytest
+
+from g2m.bench import Cell
+from g2m.data import find_card
+from g2m.errors import G2MError
+from g2m.estimators import Student, Teacher
+from g2m.experiments import FOLDER, Experiment, find, shipped
+
+FILES = sorted(FOLDER.glob("*/*.toml"))
+PARTS = {"transductive": {"test"}, "inductive": {"test", "seen", "unseen"}}
+
+# Student options as released with GLNN: lr, weight decay, dropout.
+STUDENT = {
+    "cora": (0.01, 5e-3, 0.6),
+    "citeseer": (0.01, 1e-3, 0.1),
+    "pubmed": (0.005, 0, 0.4),
+    "computers": (0.001, 2e-3, 0.3),
+    "photo": (0.005, 2e-3, 0.3),
+    "cs": (0.005, 2e-3, 0.3),  # not published: those of photo
+    "physics": (0.005, 2e-3, 0.3),
+}
+# Published: SAGE, MLP, GLNN. Transductive: test. Production: prod (test), ind (unseen), tran (seen).
+TRANSDUCTIVE = {
+    "cora": ([80.64, 1.57], [59.18, 1.60], [80.26, 1.66]),
+    "citeseer": ([70.49, 1.53], [58.50, 1.86], [71.22, 1.50]),
+    "pubmed": ([75.56, 2.06], [68.39, 3.09], [75.59, 2.46]),
+    "computers": ([82.82, 1.37], [67.62, 2.21], [82.71, 1.18]),
+    "photo": ([90.85, 0.87], [77.29, 1.79], [91.95, 1.04]),
+}
+PRODUCTION = {
+    "cora": (
+        ([79.53], [81.03, 1.71], [79.16, 1.60]),
+        ([59.18], [59.44, 3.36], [59.12, 1.49]),
+        ([77.82], [73.21, 1.50], [78.97, 1.56]),
+    ),
+    "citeseer": (
+        ([68.06], [69.14, 2.99], [67.79, 2.80]),
+        ([58.49], [59.31, 4.56], [58.29, 1.94]),
+        ([69.08], [68.48, 2.38], [69.23, 2.39]),
+    ),
+    "pubmed": (
+        ([74.77], [75.07, 2.89], [74.70, 2.33]),
+        ([68.39], [68.28, 3.25], [68.42, 3.06]),
+        ([74.67], [74.52, 2.95], [74.70, 2.75]),
+    ),
+    "computers": (
+        ([82.73], [82.83, 1.51], [82.70, 1.34]),
+        ([67.62], [67.69, 2.20], [67.60, 2.23]),
+        ([82.10], [80.27, 2.11], [82.56, 1.80]),
+    ),
+    "photo": (
+        ([90.45], [90.56, 1.47], [90.42, 0.68]),
+        ([77.29], [77.44, 1.50], [77.25, 1.90]),
+        ([91.34], [89.50, 1.12], [91.80, 0.49]),
+    ),
+}
+
+
+# -- what ships ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_experiment_is_sound(path):
+    experiment = Experiment.read(path)
+    # Folder and file name say what is inside.
+    name = "-".join(filter(None, (experiment.data, experiment.teacher)))
+    assert (path.parent.name, path.stem) == (experiment.method, name)
+    assert find(experiment.data, experiment.method, experiment.teacher) == experiment
+
+    card = find_card(experiment.data)
+    assert experiment.data_options.keys() <= {*card.options, "split"}
+    student = Student(experiment.method, **experiment.student_options)._build(4, 3)
+    assert student.layers[0].weight.shape == (128, 4)
+    if experiment.teacher is not None:
+        Teacher(experiment.teacher, **experiment.teacher_options)._build(4, 3)
+    else:
+        assert not experiment.teacher_options
+
+    paper = dict(experiment.paper)
+    assert bool(paper.pop("source", "")) == bool(paper)
+    for setting, rows in paper.items():
+        assert rows.keys() <= ({"student"} if experiment.teacher is None else {"teacher", "student"})
+        for numbers in rows.values():
+            assert numbers.keys() == PARTS[setting]
+            for number in numbers.values():
+                mean, *std = number
+                assert 0 < mean < 100
+                assert len(std) <= 1
+                assert all(0 < value < 20 for value in std)
+
+
+def test_every_cpf_graph_has_its_experiments():
+    expected = {(f"{graph}-cpf", "mlp", None) for graph in STUDENT}
+    expected |= {(f"{graph}-cpf", "glnn", teacher) for graph in STUDENT for teacher in ("sage", "gcn")}
+    assert expected <= shipped().keys()
+    assert len(FILES) == len(shipped())
+
+
+@pytest.mark.parametrize("graph", STUDENT)
+def test_student_options_are_the_published_ones(graph):
+    lr, weight_decay, dropout = STUDENT[graph]
+    published = {"lr": lr, "weight_decay": weight_decay, "dropout": dropout}
+    assert find(f"{graph}-cpf", "mlp").student_options == published
+    for teacher in ("sage", "gcn"):
+        options = find(f"{graph}-cpf", "glnn", teacher).student_options
+        assert options == {**published, "reference_schedule": True}
+    # What the files leave to defaults is what was published as well: λ = 0, T = 1, 2 × 128, B 512, 200 epochs.
+    student = Student("glnn", **options)
+    assert (student.num_layers, student.hidden_channels, student.norm) == (2, 128, "none")
+    assert (student.batch_size, student.max_epochs, student.patience) == (512, 200, 50)
+
+
+@pytest.mark.parametrize("graph", STUDENT)
+def test_published_scores(graph):
+    sage, mlp = find(f"{graph}-cpf", "glnn", "sage").paper, find(f"{graph}-cpf", "mlp").paper
+    assert not find(f"{graph}-cpf", "glnn", "gcn").paper
+    if graph not in TRANSDUCTIVE:
+        assert not sage
+        assert not mlp
+        return
+    teacher, alone, student = ({"test": score} for score in TRANSDUCTIVE[graph])
+    assert sage["transductive"] == {"teacher": teacher, "student": student}
+    assert mlp["transductive"] == {"student": alone}
+    teacher, alone, student = (dict(zip(("test", "unseen", "seen"), row, strict=True)) for row in PRODUCTION[graph])
+    assert sage["inductive"] == {"teacher": teacher, "student": student}
+    assert mlp["inductive"] == {"student": alone}
+
+
+def test_without_a_shipped_experiment_options_are_defaults():
+    assert find("digits", "glnn", "gat") == Experiment("digits", "glnn", "gat")
+    assert find("cora-cpf", "mlp", "sage") == find("cora-cpf", "mlp"), "a method without a teacher has none"
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('data = "sbm"\nmethd = "glnn"', r"x\.toml: unknown key 'methd'\. Did you mean 'method'\?"),
+        ('data = "sbm"\nmethod = ', r"x\.toml' is not valid TOML"),
+        ('data = "sbm"', r"x\.toml' lacks the key 'method'"),
+        ('method = "mlp"', r"x\.toml' lacks the key 'data'"),
+        ('data = "sbm"\nmethod = "gln"\nteacher = "gcn"', r"method: .* Did you mean 'glnn'\?"),
+        ('data = "sbm"\nmethod = "glnn"\nteacher = "gcm"', r"teacher: .* Did you mean 'gcn'\?"),
+        ('data = "sbm"\nmethod = "glnn"', r"teacher: method 'glnn' learns from one\. Name it: .*sage"),
+        ('data = "sbm"\nmethod = "mlp"\nstudent_options = 3', r"student_options: expected a table .*got 3"),
+        ('data = "sbm"\nmethod = "mlp"\n[student_options]\nseed = 3', r"student_options: 'seed' cannot be set here"),
+        ('data = "sbm"\nmethod = "mlp"\n[data_options]\nsetting = "inductive"', r"data_options: 'setting'"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(G2MError, match=message):
+        Experiment.read(path)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(G2MError, match="no experiment file"):
+        Experiment.read(tmp_path / "x.toml")
+    (tmp_path / "x.toml").write_bytes(b"data = \xff")
+    with pytest.raises(G2MError, match="not valid TOML"):
+        Experiment.read(tmp_path / "x.toml")
+
+
+# -- options on top --------------------------------------------------------------------------------------------
+
+
+def test_override_routes_by_what_stands_before_the_dot():
+    experiment = find("cora-cpf", "glnn", "sage")
+    changed = experiment.override(["dropout=0.5", "teacher.lr=0.1", "data.split=cpf", "glnn.tau=2", "mlp.lr=7"])
+    assert changed.student_options == {**experiment.student_options, "dropout": 0.5, "tau": 2}
+    assert changed.teacher_options == {**experiment.teacher_options, "lr": 0.1}
+    assert changed.data_options == {"split": "cpf"}
+    assert (changed.data, changed.method, changed.teacher, changed.paper) == (
+        "cora-cpf",
+        "glnn",
+        "sage",
+        experiment.paper,
+    )
+    assert experiment == Experiment.read(FOLDER / "glnn" / "cora-cpf-sage.toml"), "the original is as it was"
+    alone = find("cora-cpf", "mlp").override(["teacher.lr=0.1", "glnn.tau=2", "mlp.lr=7"])
+    assert alone.teacher_options == {}
+    assert alone.student_options == {**find("cora-cpf", "mlp").student_options, "lr": 7}
+
+
+def test_override_the_last_word_counts_and_none_changes_nothing():
+    experiment = find("cora-cpf", "glnn", "sage")
+    assert experiment.override(["lr=1", "lr=2"]).student_options["lr"] == 2
+    assert experiment.override([]) == experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1e-3", 1e-3),
+        ("-2.5", -2.5),
+        ("true", True),
+        ("batch", "batch"),
+        ('"batch"', "batch"),
+        ("[1, 2]", [1, 2]),
+        ("cuda:0", "cuda:0"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("True", "True"),
+        ("1979-05-27", "1979-05-27"),
+    ],
+)
+def test_override_values_are_toml_and_bare_words_strings(text, value):
+    given = find("sbm", "mlp").override([f"x={text}"]).student_options["x"]
+    assert given == value
+    assert type(given) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("dropout", r"-o: expected key=value.*got 'dropout'"),
+        ("=3", r"-o: expected key=value"),
+        ("teacher.=3", r"-o: expected key=value"),
+        ("teachr.lr=3", r"Did you mean 'teacher'\?"),
+        ("seed=3", "student_options: 'seed'"),
+        ("method=mlp", "student_options: 'method'"),
+        ("teacher.model=gcn", "teacher_options: 'model'"),
+        ("data.name=x", "data_options: 'name'"),
+        ("data.root=x", "data_options: 'root'"),
+    ],
+)
+def test_a_wrong_override_is_refused(option, message):
+    with pytest.raises(G2MError, match=message):
+        find("sbm", "glnn", "sage").override([option])
+
+
+def test_config_is_plain_and_without_the_paper():
+    experiment = find("cora-cpf", "glnn", "sage")
+    config = experiment.config()
+    assert json.loads(json.dumps(config)) == config
+    assert "paper" not in config
+    assert Experiment(**config) == replace(experiment, paper={})
+    assert Cell(experiment, "inductive", 0).key == Cell(replace(experiment, paper={}), "inductive", 0).key
+
+
+def test_comments_in_the_files_do_not_hide_options():
+    """Every key of a file is one that reading keeps: nothing is parsed and ignored."""
+    for path in FILES:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        experiment = Experiment.read(path)
+        assert {key: getattr(experiment, key) for key in content} == content

@@ -1,0 +1,249 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from g2m.bench import append_result, read_results
+from g2m.errors import G2MError
+from g2m.experiments import find
+from g2m.report import (
+    insert,
+    markdown,
+    markdown_table,
+    mean_std,
+    percent,
+    quality_against_speed,
+    score_rows,
+    summary,
+    thousands,
+)
+
+VERSIONS = {"g2m": "1.2.3", "torch": "4.5.6"}
+
+
+def record(
+    data="cora-cpf", method="glnn", teacher="sage", setting="transductive", seed=0, score=0.8, options=(), seconds=1.0
+):
+    """A line of a results file as a training would leave it, with chosen scores."""
+    teacher = None if method == "mlp" else teacher
+    experiment = find(data, method, teacher).override(options)
+    parts = ["val", "test"] + (["seen", "unseen"] if setting == "inductive" else [])
+    run = {"layers": 2, "width": 128, "parameters": 184_000, "best_epoch": 3, "epochs": 9, "seconds": seconds}
+    who = {"data": data, "setting": setting, "teacher": teacher, "method": method, "seed": seed}
+    scores = {part: score + i / 1000 for i, part in enumerate(parts)}
+    line = {"key": f"{who}{options}", **who, "metric": "accuracy", "scores": scores, "run": run}
+    if teacher is not None:
+        line["teacher_scores"] = {part: value + 0.1 for part, value in scores.items()}
+        line["teacher_run"] = {**run, "seconds": 10 * seconds}
+    return {**line, "config": {**experiment.config(), "versions": VERSIONS}}
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 101])
+def test_mean_std_is_numpys_with_ddof_1(count):
+    values = np.random.default_rng(count).random(count).tolist()
+    assert mean_std(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    mean, std = map(float, percent(values).split(" ± "))
+    assert (mean, std) == pytest.approx((100 * np.mean(values), 100 * np.std(values, ddof=1)), abs=0.005)
+
+
+def test_a_single_value_has_no_deviation():
+    assert mean_std([0.25]) == (0.25, 0)
+    assert percent([0.25]) == "25.00 ± 0.00"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (999, "999"), (1000, "1k"), (184_455, "184k"), (1_149_000, "1.1M")]
+)
+def test_thousands(count, text):
+    assert thousands(count) == text
+
+
+# -- summary ---------------------------------------------------------------------------------------------------
+
+
+def test_summary_gathers_seeds_and_adds_the_teacher():
+    records = [record(seed=seed, score=score, seconds=seed + 1) for seed, score in [(2, 0.7), (0, 0.5), (1, 0.9)]]
+    teacher, student = summary(records)
+    assert (teacher["method"], student["method"]) == ("teacher", "glnn")
+    assert student["seeds"] == teacher["seeds"] == 3
+    assert student["scores"] == {"val": [0.5, 0.9, 0.7], "test": pytest.approx([0.501, 0.901, 0.701])}, "by seed"
+    assert teacher["scores"]["test"] == pytest.approx([0.601, 1.001, 0.801])
+    assert (student["seconds"], teacher["seconds"]) == (2, 20)
+    assert student["published"] == {"test": [80.26, 1.66]}
+    assert teacher["published"] == {"test": [80.64, 1.57]}
+
+
+def test_summary_counts_a_teacher_once_and_a_repeated_line_once():
+    records = [record(seed=seed) for seed in (0, 1)]
+    assert summary(records + records) == summary(records)
+    assert [row["seeds"] for row in summary(records)] == [2, 2]
+
+
+def test_summary_keeps_apart_what_differs():
+    records = [
+        record(),
+        record(setting="inductive"),
+        record(method="mlp"),
+        record(teacher="gcn"),
+        record(data="citeseer-cpf"),
+        record(options=["dropout=0.5"]),
+        record(options=["dropout=0.5", "glnn.tau=2"]),
+        record(options=["teacher.lr=0.5"]),
+    ]
+    rows = summary(records)
+    students = [
+        (r["data"], r["setting"], r["teacher"], r["method"], r["options"]) for r in rows if r["method"] != "teacher"
+    ]
+    assert sorted(students, key=str) == sorted(
+        [
+            ("cora-cpf", "transductive", "sage", "glnn", ""),
+            ("cora-cpf", "inductive", "sage", "glnn", ""),
+            ("cora-cpf", "transductive", None, "mlp", ""),
+            ("cora-cpf", "transductive", "gcn", "glnn", ""),
+            ("citeseer-cpf", "transductive", "sage", "glnn", ""),
+            ("cora-cpf", "transductive", "sage", "glnn", "dropout=0.5"),
+            ("cora-cpf", "transductive", "sage", "glnn", "dropout=0.5 tau=2"),
+            ("cora-cpf", "transductive", "sage", "glnn", "teacher.lr=0.5"),
+        ],
+        key=str,
+    )
+    teachers = {(r["data"], r["setting"], r["teacher"], r["options"]) for r in rows if r["method"] == "teacher"}
+    assert teachers == {
+        ("cora-cpf", "transductive", "sage", ""),
+        ("cora-cpf", "inductive", "sage", ""),
+        ("cora-cpf", "transductive", "gcn", ""),
+        ("citeseer-cpf", "transductive", "sage", ""),
+        ("cora-cpf", "transductive", "sage", "teacher.lr=0.5"),
+    }
+
+
+def test_an_option_left_out_is_shown_as_default():
+    line = record()
+    del line["config"]["student_options"]["dropout"]
+    assert summary([line])[-1]["options"] == "dropout=default"
+
+
+def test_order_is_teacher_student_baseline_and_transductive_first():
+    records = [record(method=m, setting=s) for s in ("inductive", "transductive") for m in ("mlp", "glnn")]
+    found = [(row["setting"], row["method"]) for row in summary(records)]
+    assert found == [(s, m) for s in ("transductive", "inductive") for m in ("teacher", "glnn", "mlp")]
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+
+def cells(table: str) -> list[list[str]]:
+    """A Markdown table as its cells, header first."""
+    header, rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    assert set(rule) == {"---"}
+    assert all(len(row) == len(header) for row in rows)
+    return [header, *rows]
+
+
+def test_score_rows_put_the_published_number_beside_the_measured():
+    records = [record(seed=seed, score=score, setting="inductive") for seed, score in enumerate((0.5, 0.7))]
+    header, rows = score_rows(summary(records), "inductive")
+    measured = {"test": "60.10 ± 14.14", "seen": "60.20 ± 14.14", "unseen": "60.30 ± 14.14"}
+    published = {"test": "77.82", "seen": "78.97 ± 1.56", "unseen": "73.21 ± 1.50"}
+    student = rows[1]
+    assert student[: header.index("test")] == ["cora-cpf", "glnn ← SAGE", "2×128, 184k", "2"]
+    for part in measured:
+        column = header.index(part)
+        assert header[column + 1] == "published"
+        assert student[column : column + 2] == [measured[part], published[part]]
+    assert rows[0][1] == "SAGE"
+    assert score_rows(summary(records), "transductive")[1] == []
+
+
+def test_score_rows_show_options_only_where_there_are_any():
+    assert "options" not in score_rows(summary([record()]), "transductive")[0]
+    header, rows = score_rows(summary([record(), record(options=["dropout=0.5"])]), "transductive")
+    column = header.index("options")
+    assert {row[column] for row in rows} == {"", "dropout=0.5"}
+
+
+def test_no_published_number_is_a_dash():
+    header, rows = score_rows(summary([record(data="digits")]), "transductive")
+    assert {row[header.index("published")] for row in rows} == {"–"}
+
+
+def test_markdown_has_a_table_per_setting_versions_and_sources():
+    records = [record(), record(setting="inductive"), record(method="mlp"), record(data="digits")]
+    page = markdown(records, level=4)
+    assert re.findall(r"^(#+ .*)$", page, re.M) == ["#### Transductive", "#### Inductive"]
+    first = cells(re.search(r"#### Transductive\n\n?((?:\|.*\n)+)", page)[1])
+    assert first[0].count("published") == 1
+    assert len(first) == 1 + 5  # cora: teacher, student, mlp; digits: teacher, student
+    assert "g2m 1.2.3, torch 4.5.6" in page
+    assert page.count("Published: ") == 1
+    assert "Inductive" not in markdown([record()])
+
+
+def test_markdown_of_other_tables():
+    records = [
+        {"table": "speed", "model": "a", "ms": 1.5, "ms_std": 0.25},
+        {"table": "size", "model": "a", "bytes": 7},
+        {"table": "speed", "model": "b", "note": "x"},
+    ]
+    page = markdown(records)
+    assert re.findall(r"^## (.*)$", page, re.M) == ["speed", "size"]
+    speed, size = (cells(table) for table in re.findall(r"(?:^\|.*\n)+", page, re.M))
+    assert speed == [["model", "ms", "note"], ["a", "1.50 ± 0.25", "–"], ["b", "–", "x"]]
+    assert size == [["model", "bytes"], ["a", "7"]]
+    assert "Percent" not in page
+
+
+def test_markdown_of_both_kinds_and_of_nothing():
+    page = markdown([record(), {"table": "speed", "ms": 1}])
+    assert re.findall(r"^## (.*)$", page, re.M) == ["Transductive", "speed"]
+    assert markdown([]) == ""
+
+
+def test_markdown_table():
+    assert cells(markdown_table(["a", "b"], [["1", "2"]])) == [["a", "b"], ["1", "2"]]
+
+
+def test_insert_replaces_between_the_lines_and_can_be_repeated():
+    page = "# x\n<!-- run me -->\nold\n<!-- end -->\nafter\n<!-- other -->\n<!-- end -->\n"
+    once = insert(page, "run me", "new\n")
+    assert "old" not in once
+    assert once.startswith("# x\n<!-- run me -->\n")
+    assert once.endswith("<!-- end -->\nafter\n<!-- other -->\n<!-- end -->\n")
+    assert insert(once, "run me", "new\n") == once
+    for broken in ("no lines", "<!-- run me -->\nno end", "<!-- end -->\n<!-- run me -->\n"):
+        with pytest.raises(G2MError, match="--into: the page lacks the lines"):
+            insert(broken, "run me", "new")
+
+
+# -- plot ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [("one",), ("one", "two")])
+def test_plot_is_a_png_of_its_panels(tmp_path, settings):
+    rows = [
+        {"model": model, "setting": setting, "accuracy": 80.0 + i, "std": 1.0, "ms": 0.01 * 10**i}
+        for setting in settings
+        for i, model in enumerate(("a", "b"))
+    ]
+    path = quality_against_speed(rows, tmp_path / "new" / "plot.png", title="t")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    image = imread(path)
+    assert image.shape[1] / image.shape[0] == pytest.approx(len(settings) * 4.6 / 3.8, rel=0.01)
+    assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 2, "something is drawn, in colours"
+    assert [file.name for file in path.parent.iterdir()] == ["plot.png"]
+
+
+# -- a file of results in, tables out --------------------------------------------------------------------------
+
+
+def test_the_page_from_a_file_is_the_page_from_the_records(tmp_path):
+    records = [record(seed=seed, score=0.7 + seed / 100) for seed in range(3)]
+    for line in records:
+        append_result(tmp_path / "r.jsonl", line)
+    assert markdown(read_results(tmp_path / "r.jsonl")) == markdown(records)
+    assert json.loads(json.dumps(summary(records))) == summary(records)

@@ -1,0 +1,209 @@
+import io
+import pickle
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from g2m.errors import G2MError
+from g2m.tables import read_features, write_predictions
+
+ROWS, COLUMNS = 7, 3
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS, COLUMNS)).astype(np.float32)
+
+
+def save(path, x, header=None):
+    if path.suffix == ".npy":
+        np.save(path, x)
+    elif path.suffix == ".csv":
+        pd.DataFrame(x).to_csv(path, index=False, header=header or False)
+    else:
+        pytest.importorskip("pyarrow")
+        pd.DataFrame(x, columns=header or [f"f{c}" for c in range(x.shape[1])]).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("header", [None, ["a", "b", "c"]])
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool])
+def test_features_come_back(tmp_path, x, suffix, header, dtype):
+    x = (10 * np.abs(x)).astype(dtype)
+    found = read_features(save(tmp_path / f"x{suffix}", x, header), COLUMNS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, x.astype(np.float32), rtol=1e-6)
+
+
+def test_a_first_line_of_numbers_is_data_even_if_they_repeat(tmp_path):
+    (tmp_path / "x.csv").write_text("0,0,0\n1,2,3\n")
+    np.testing.assert_array_equal(read_features(tmp_path / "x.csv", 3), [[0, 0, 0], [1, 2, 3]])
+
+
+def test_a_first_line_with_a_hole_is_no_header(tmp_path):
+    (tmp_path / "x.csv").write_text("0.5,,1.5\n1,2,3\n")
+    found = read_features(tmp_path / "x.csv", 3)
+    np.testing.assert_array_equal(found, [[0.5, np.nan, 1.5], [1, 2, 3]])
+
+
+def test_one_column_and_one_row(tmp_path):
+    (tmp_path / "x.csv").write_text("0.5\n")
+    assert read_features(tmp_path / "x.csv", 1).tolist() == [[0.5]]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_wrong_width_names_both(tmp_path, x, suffix):
+    with pytest.raises(G2MError, match=r"shape \[N, 4\].*\[7, 3\]"):
+        read_features(save(tmp_path / f"x{suffix}", x), 4)
+
+
+def test_a_vector_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(3))
+    with pytest.raises(G2MError, match=r"shape \[N, 3\]"):
+        read_features(tmp_path / "x.npy", 3)
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2, 3), dtype=complex))
+    with pytest.raises(G2MError, match="complex128"):
+        read_features(tmp_path / "x.npy", 3)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_of_words_is_named(tmp_path, x, suffix):
+    frame = pd.DataFrame(x, columns=["a", "b", "c"]).assign(b="word")
+    if suffix == ".csv":
+        frame.to_csv(tmp_path / "x.csv", index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(G2MError, match=r"numbers in every column .*in column 'b'"):
+        read_features(tmp_path / f"x{suffix}", COLUMNS)
+
+
+def test_more_columns_than_names_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2,3\n4,5,6\n")
+    with pytest.raises(G2MError, match="Length of header"):
+        read_features(tmp_path / "x.csv", 2)
+
+
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return (setattr, (Trap, "sprung", True))
+
+
+def test_pickles_are_not_opened(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[Trap()]], dtype=object), allow_pickle=True)
+    with pytest.raises(G2MError, match="cannot be read"):
+        read_features(tmp_path / "x.npy", 1)
+    (tmp_path / "x.npy").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(G2MError, match="cannot be read"):
+        read_features(tmp_path / "x.npy", 1)
+    assert not Trap.sprung
+    pickle.loads((tmp_path / "x.npy").read_bytes())
+    assert Trap.sprung, "the trap does spring where pickles are opened"
+    Trap.sprung = False
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"PK\x03\x04\xff\xfe\x00", b'a,"b\n1'], ids=range(4))
+def test_files_that_are_not_tables_are_refused(tmp_path, suffix, content):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(G2MError, match="features"):
+        read_features(tmp_path / f"x{suffix}", COLUMNS)
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path, x):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, x=x)
+    with pytest.raises(G2MError, match="cannot be read"):
+        read_features(tmp_path / "x.npy", COLUMNS)
+
+
+def test_missing_file_and_unknown_suffix(tmp_path):
+    with pytest.raises(G2MError, match="no file"):
+        read_features(tmp_path / "x.npy", 3)
+    (tmp_path / "x.txt").write_text("1,2,3")
+    with pytest.raises(G2MError, match=r"features: expected a \.npy, \.csv, \.parquet file"):
+        read_features(tmp_path / "x.txt", 3)
+
+
+# -- predictions -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predictions() -> tuple[np.ndarray, np.ndarray]:
+    scores = np.random.default_rng(1).random((ROWS, 4)).astype(np.float32)
+    probabilities = scores / scores.sum(1, keepdims=True)
+    return probabilities.argmax(1), probabilities
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_predictions_come_back(tmp_path, predictions, suffix):
+    classes, probabilities = predictions
+    path = tmp_path / "new" / f"p{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    write_predictions(path, classes, probabilities)
+    if suffix == ".npy":
+        table = np.load(path)
+    else:
+        frame = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
+        assert list(frame.columns) == ["class", "p0", "p1", "p2", "p3"]
+        assert frame["class"].dtype.kind == "i"
+        table = frame.to_numpy()
+    np.testing.assert_array_equal(table[:, 0], classes)
+    np.testing.assert_allclose(table[:, 1:], probabilities, rtol=1e-6)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_predictions_to_a_stream(predictions):
+    stream = io.StringIO()
+    write_predictions(stream, *predictions)
+    frame = pd.read_csv(io.StringIO(stream.getvalue()))
+    np.testing.assert_array_equal(frame["class"], predictions[0])
+
+
+def test_unknown_suffix_writes_nothing(tmp_path, predictions):
+    with pytest.raises(G2MError, match="--out: expected a"):
+        write_predictions(tmp_path / "new" / "p.txt", *predictions)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, predictions, suffix, monkeypatch):
+    path = tmp_path / f"p{suffix}"
+    path.write_text("old")
+
+    def broken(target, *args, **kwargs):
+        (target if suffix != ".parquet" else type(path)(target)).write_text("half")
+        raise OSError("disk full")
+
+    owner, name = {
+        ".csv": (pd.DataFrame, "to_csv"),
+        ".parquet": (pd.DataFrame, "to_parquet"),
+        ".npy": (np, "save"),
+    }[suffix]
+    monkeypatch.setattr(owner, name, broken if suffix == ".npy" else lambda self, *a, **k: broken(*a, **k))
+    with pytest.raises(OSError, match="disk full"):
+        write_predictions(path, *predictions)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, x, predictions, monkeypatch):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    for engine in ("pyarrow", "pyarrow.parquet", "fastparquet"):
+        monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(G2MError, match=r"pip install 'g2m\[export\]'"):
+        read_features(tmp_path / "x.parquet", 3)
+    with pytest.raises(G2MError, match=r"pip install 'g2m\[export\]'"):
+        write_predictions(tmp_path / "p.parquet", *predictions)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
