@@ -296,6 +296,8 @@ def report(
     from g2m.report import insert, markdown, summary
     from g2m.storage import write_text
 
+    if into is not None and page is not None:
+        raise G2MError("--out, --into: expected one of them (got both).")
     records = [record for path in results for record in read_results(path)]
     if not records:
         raise G2MError(f"results: expected at least one record (got none in {', '.join(map(str, results))}).")

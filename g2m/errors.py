@@ -38,7 +38,7 @@ def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None
 
 def check_whole(argument: str, value: int, low: int = 1) -> int:
     """Return ``value`` if it is a whole number from ``low``; otherwise raise :class:`G2MError`."""
-    if isinstance(value, Integral) and value >= low:
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= low:
         return int(value)
     raise G2MError(f"{argument}: expected a whole number from {low} (got {value!r}).")
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from g2m import metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches
-from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods import Method, label_loss, make_method
-from g2m.models import BACKBONES, GNN, MLP, Output, Wrapped, backbone_options
+from g2m.models import BACKBONES, GNN, MLP, NORMS, Output, Wrapped, backbone_options
 from g2m.outputs import TeacherOutputs
-from g2m.train import History, fit, resolve_device, seeded
+from g2m.train import History, check_options, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
 _PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
@@ -54,6 +54,17 @@ class _Estimator:
         if not hasattr(self, "model_"):
             name = type(self).__name__
             raise G2MError(f"{name.lower()}: not fitted yet. Call {name}.fit(graph, …) or {name}.load(path) first.")
+
+    def _check_options(self) -> None:
+        """Refuse wrong options when they are given, not after a teacher is trained."""
+        options = self._fit_options()
+        resolve_device(options.pop("device"))
+        check_options(**options)
+        self.seed = int(self.seed)  # numpy's integers are no JSON
+        for name in ("hidden_channels", "num_layers"):
+            check_whole(name, getattr(self, name))
+        check_range("dropout", self.dropout, 0, 1)
+        choose("norm", self.norm, NORMS)
 
     def _fit_options(self) -> dict[str, Any]:
         names = ("lr", "weight_decay", "max_epochs", "patience", "seed", "device")
@@ -150,7 +161,8 @@ class Teacher(_Estimator):
         check_keys(f"teacher {name!r}", options, allowed)
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
-        self.patience, self.seed, self.device, self.options = patience, check_whole("seed", seed, 0), device, options
+        self.patience, self.seed, self.device, self.options = patience, seed, device, options
+        self._check_options()
         if isinstance(model, nn.Module) and (
             shape := self._changed("hidden_channels", "num_layers", "dropout", "norm")
         ):
@@ -359,7 +371,11 @@ class Student(_Estimator):
         self.hidden_channels, self.num_layers, self.dropout = hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.batch_size = norm, lr, weight_decay, batch_size
         self.max_epochs, self.patience, self.reference_schedule = max_epochs, patience, reference_schedule
-        self.seed, self.device, self.options = check_whole("seed", seed, 0), device, options
+        self.seed, self.device, self.options = seed, device, options
+        self._check_options()
+        check_whole("batch_size", batch_size)
+        if not isinstance(reference_schedule, bool):
+            raise G2MError(f"reference_schedule: expected True or False (got {reference_schedule!r}).")
 
     def _build(self, in_channels: int, out_channels: int) -> MLP:
         sizes = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}

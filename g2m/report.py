@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,22 +35,23 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
     """
     rows: dict[tuple, dict[str, Any]] = {}
 
-    def add(record: Record, who: str, method: str, groups: Sequence[str], scores: Any, run: Any) -> None:
+    def add(record: Record, who: str, groups: Sequence[str], scores: Any, run: Any) -> None:
         experiment = find(record["data"], record["method"], record["teacher"])
-        options = _changed(experiment.config(), record["config"], groups)
-        key = (record["data"], record["setting"], record["teacher"], method, options)
+        method = "teacher" if who == "teacher" else record["method"]
+        used = json.dumps([record["config"][f"{group}_options"] for group in groups], sort_keys=True)
+        key = (record["data"], record["setting"], record["teacher"], method, used)
         if key not in rows:
-            published = experiment.paper.get(record["setting"], {}).get(who, {})
-            rows[key] = dict(zip(("data", "setting", "teacher", "method", "options"), key, strict=True))
-            rows[key] |= {"by_seed": {}, "published": published, "run": run, "times": {}}
+            rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=False))
+            rows[key]["options"] = _changed(experiment.config(), record["config"], groups)
+            rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
+            rows[key] |= {"run": run, "by_seed": {}, "times": {}}
         rows[key]["by_seed"][record["seed"]] = scores
         rows[key]["times"][record["seed"]] = run["seconds"]
 
     for record in records:
         if "teacher_scores" in record:
-            groups = ("data", "teacher")
-            add(record, "teacher", "teacher", groups, record["teacher_scores"], record["teacher_run"])
-        add(record, "student", record["method"], ("data", "teacher", "student"), record["scores"], record["run"])
+            add(record, "teacher", ("data", "teacher"), record["teacher_scores"], record["teacher_run"])
+        add(record, "student", ("data", "teacher", "student"), record["scores"], record["run"])
     for row in rows.values():
         seeds = row.pop("by_seed")
         row["seeds"] = len(seeds)

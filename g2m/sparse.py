@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -58,6 +59,10 @@ class CSR:
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row pointers and columns of the transpose, and the entry of this matrix behind each of its entries."""
         entry = torch.arange(self.nnz, device=self.col.device)
+        if self.col.device.type == "cpu":  # scipy counts where torch can only sort: a tenth of the time
+            csr = csr_array((entry.numpy(), self.col.numpy(), self.crow.numpy()), shape=self.shape)
+            csc = csr.tocsc()
+            return torch.from_numpy(csc.indptr), torch.from_numpy(csc.indices), torch.from_numpy(csc.data)
         transposed = CSR.from_coo(self.col.long(), self.row_of_entry(), entry, self.shape[::-1])
         return transposed.crow, transposed.col, transposed.value
 
@@ -102,16 +107,26 @@ class CSR:
     def __matmul__(self, dense: Tensor) -> Tensor:
         return _Product.apply(dense, self)
 
+    def multiply(self, dense: Tensor) -> Tensor:
+        """Return the product, without autograd."""
+        if dense.is_cuda:
+            return self.matrix @ dense
+        # A weighted sum of rows is a bag of embeddings; its CPU kernel takes a third of the time of the sparse one.
+        weight, value = dense.contiguous(), self.value.to(dense.dtype)
+        return F.embedding_bag(
+            self.col, weight, self.crow, mode="sum", per_sample_weights=value, include_last_offset=True
+        )
+
 
 class _Product(Function):
     @staticmethod
     def forward(ctx, dense: Tensor, csr: CSR) -> Tensor:
         ctx.csr = csr
-        return csr.matrix @ dense
+        return csr.multiply(dense)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
-        return (ctx.csr.T.matrix @ grad if ctx.needs_input_grad[0] else None), None
+        return (ctx.csr.T.multiply(grad) if ctx.needs_input_grad[0] else None), None
 
 
 def features(x: Tensor, *, density: float = 0.1) -> Tensor | CSR:

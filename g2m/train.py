@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from g2m import storage
 from g2m.batches import Batch
-from g2m.errors import G2MError, check_range
+from g2m.errors import G2MError, check_range, check_whole
 from g2m.models import Output
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
@@ -49,14 +49,30 @@ class History:
         return len(self.epochs)
 
 
+def check_options(*, lr: float, weight_decay: float, max_epochs: int, patience: int, seed: int) -> None:
+    """Raise :class:`G2MError` unless these are options of :func:`fit`."""
+    check_range("lr", lr, 0, open_low=True)
+    check_range("weight_decay", weight_decay, 0)
+    check_whole("max_epochs", max_epochs)
+    check_whole("patience", patience)
+    check_whole("seed", seed, 0)
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device named; ``"auto"`` is the first GPU if there is one, otherwise the CPU."""
+    """Return the device named; ``"auto"`` is the first GPU if there is one, otherwise the CPU.
+
+    Raises:
+        G2MError: if there is no such device here.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise G2MError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:0' … (got {device!r}: {error}).") from None
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise G2MError(f"device: expected 'auto' or a device of this machine (got {device!r}: {reason}).") from None
+    return resolved
 
 
 @contextmanager
@@ -113,10 +129,7 @@ def fit(
     Raises:
         G2MError: if the loss is not finite, or the checkpoint belongs to another run.
     """
-    check_range("lr", lr, 0, open_low=True)
-    check_range("weight_decay", weight_decay, 0)
-    check_range("max_epochs", max_epochs, 1)
-    check_range("patience", patience, 1)
+    check_options(lr=lr, weight_decay=weight_decay, max_epochs=max_epochs, patience=patience, seed=seed)
     device = resolve_device(device)
     trained = nn.ModuleDict({"model": model, **({"loss": loss} if isinstance(loss, nn.Module) else {})}).to(device)
     batches = batches.to(device)
