@@ -257,10 +257,10 @@ class GAT(nn.Module):
         *hidden, last = widths
         convs = [GATConv(i, o // heads, heads, **options) for i, o in hidden]
         self.convs = nn.ModuleList([*convs, GATConv(*last, 1, concat=False, **options)])
-        for conv, width in zip(self.convs, widths, strict=True):
-            linear = Linear(width[0], conv.lin.weight.size(0), bias=False)  # takes sparse features
-            linear.weight.data.copy_(conv.lin.weight.data)
-            conv.lin = linear
+        self.projections = nn.ModuleList(Linear(*width, bias=False) for width in widths)
+        for conv, projection in zip(self.convs, self.projections, strict=True):
+            projection.weight.data.copy_(conv.lin.weight.data)  # PyG's initial weights
+            conv.lin = nn.Identity()  # projected before, so that sparse features are taken
         self.norms, self.dropout = nn.ModuleList(_norm(norm, o) for _, o in hidden), dropout
 
     @property
@@ -272,22 +272,11 @@ class GAT(nn.Module):
         return add_self_loops(graph.edge_index[:, ~loops], num_nodes=graph.num_nodes)[0]
 
     def forward(self, x: Tensor | CSR, adjacency: Tensor) -> Output:
-        for conv, norm in zip(self.convs, self.norms, strict=False):
-            x = F.relu(norm(_attend(conv, dropout(x, self.dropout, self.training), adjacency)))
-        logits = _attend(self.convs[-1], dropout(x, self.dropout, self.training), adjacency)
-        return Output(logits, x if len(self.norms) else None)
-
-
-def _attend(conv: GATConv, x: Tensor | CSR, edge_index: Tensor) -> Tensor:
-    if not isinstance(x, CSR):
-        return conv(x, edge_index)
-    # GATConv asks its input for .dim(); the projection is the only thing it does with it.
-    projected, linear = conv.lin(x), conv.lin
-    conv.lin = nn.Identity()
-    try:
-        return conv(projected, edge_index)
-    finally:
-        conv.lin = linear
+        *hidden, (last, project) = zip(self.convs, self.projections, strict=True)
+        for (conv, projection), norm in zip(hidden, self.norms, strict=True):
+            x = F.relu(norm(conv(projection(dropout(x, self.dropout, self.training)), adjacency)))
+        logits = last(project(dropout(x, self.dropout, self.training)), adjacency)
+        return Output(logits, x if hidden else None)
 
 
 class APPNP(nn.Module):

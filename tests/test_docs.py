@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from g2m import cli
+from g2m.bench import read_results
 from g2m.data import cards, find_card
 from g2m.methods import REGISTRY
+from g2m.report import insert, markdown
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -138,6 +140,14 @@ def test_tables_are_made_by_a_command_that_can_be_run(page):
         assert words[:2] == ["g2m", "report"]
         assert words[-2:] == ["--into", str(page.relative_to(ROOT))]
         assert all(path.startswith("docs/results/") for path in words[2:-2])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_results_files(page):
+    text = page.read_text(encoding="utf-8")
+    for command in re.findall(r"^<!-- (g2m report .*?) -->$", text, re.M):
+        records = [record for path in shlex.split(command)[2:-2] for record in read_results(ROOT / path)]
+        assert insert(text, command, markdown(records, level=3)) == text, f"{page.name} is stale: run {command}"
 
 
 def test_the_readme_knows_every_method_and_the_data_page_every_card():

@@ -97,8 +97,8 @@ def appnp_oracle(model: GNN, graph: Graph) -> tuple[Tensor, Tensor]:
 def gat_oracle(model: GNN, graph: Graph) -> tuple[Tensor, Tensor]:
     first = pyg.GATConv(6, 2, heads=4)
     second = pyg.GATConv(8, 3, heads=1, concat=False)
-    for conv, ours in zip((first, second), model.backbone.convs, strict=True):
-        conv.load_state_dict(ours.state_dict())
+    for conv, ours, projection in zip((first, second), model.backbone.convs, model.backbone.projections, strict=True):
+        conv.load_state_dict({**ours.state_dict(), "lin.weight": projection.weight})
     hidden = first(graph.x, graph.edge_index).relu()
     return hidden, second(hidden, graph.edge_index)
 
@@ -232,7 +232,8 @@ def test_hidden_is_the_input_of_the_last_layer(backbone, num_layers):
     output = model(x, adjacency)
     assert output.hidden.shape == (9, 8)
     if backbone != "appnp":
-        torch.testing.assert_close(model.backbone.convs[-1](output.hidden, adjacency), output.logits)
+        last = model.backbone.projections[-1](output.hidden) if backbone == "gat" else output.hidden
+        torch.testing.assert_close(model.backbone.convs[-1](last, adjacency), output.logits)
 
 
 @backbones
