@@ -36,8 +36,12 @@ class _Estimator:
 
     def params(self) -> dict[str, Any]:
         """Return the constructor's arguments, options included."""
-        names = [p.name for p in inspect.signature(type(self)).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        return {name: getattr(self, name) for name in names} | self.options
+        return {name: getattr(self, name) for name in self._arguments()} | self.options
+
+    @classmethod
+    def _arguments(cls) -> list[str]:
+        """Names of the constructor's own arguments."""
+        return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
     def _changed(self, *names: str) -> list[str]:
         """Return those of the named constructor arguments that are not at their default."""
@@ -158,7 +162,7 @@ class Teacher(_Estimator):
             raise G2MError(f"model: expected a name or an nn.Module (got {type(model).__name__}).")
         allowed = backbone_options(model) if isinstance(model, str) else []
         name = model if isinstance(model, str) else type(model).__name__
-        check_keys(f"teacher {name!r}", options, allowed)
+        check_keys(f"teacher {name!r}", options, [*allowed, *self._arguments()[1:]])
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
         self.patience, self.seed, self.device, self.options = patience, seed, device, options
@@ -366,7 +370,7 @@ class Student(_Estimator):
         device: str = "auto",
         **options: Any,
     ) -> None:
-        make_method(method, options)  # refuses a wrong option here, not at fit
+        make_method(method, options, self._arguments()[1:])  # refuses a wrong option here, not at fit
         self.method = method.name if isinstance(method, type) else method
         self.hidden_channels, self.num_layers, self.dropout = hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.batch_size = norm, lr, weight_decay, batch_size
@@ -497,7 +501,7 @@ class Student(_Estimator):
         """Read a saved student. Its method need not be known here: predicting does not take it."""
         tensors, meta = storage.read(path, "student")
         config = dict(meta["config"])
-        own = {name: config.pop(name) for name in list(config) if name not in inspect.signature(cls).parameters}
+        own = {name: config.pop(name) for name in list(config) if name not in cls._arguments()}
         student = cls("mlp", **{name: value for name, value in config.items() if name != "method"})
         student.method, student.options = config["method"], own
         return _restore(student, tensors, meta, path)

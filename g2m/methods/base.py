@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -81,8 +81,10 @@ def label_loss(output: Output, batch: Batch) -> Tensor:
     return F.cross_entropy(output.logits[mask], batch.y[mask], reduction="sum") * batch.label_scale
 
 
-def make_method(method: str | Method | type[Method], options: Mapping[str, Any]) -> Method:
+def make_method(method: str | Method | type[Method], options: Mapping[str, Any], others: Iterable[str] = ()) -> Method:
     """Return a method from its name, class or instance.
+
+    ``others`` are names the caller takes itself: a misspelt option may have meant one of them.
 
     Raises:
         G2MError: on an unknown name or option, with the nearest match.
@@ -94,5 +96,5 @@ def make_method(method: str | Method | type[Method], options: Mapping[str, Any])
     cls = REGISTRY[choose("method", method, REGISTRY)] if isinstance(method, str) else method
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise G2MError(f"method: expected a name, a Method or a subclass of it (got {type(method).__name__}).")
-    check_keys(f"method {cls.name!r}", options, cls.options())
+    check_keys(f"method {cls.name!r}", options, [*cls.options(), *others])
     return cls(**options)
