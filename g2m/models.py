@@ -171,12 +171,12 @@ class PropagateConv(nn.Module):
 class GINConv(nn.Module):
     """GIN (Xu et al., ICLR 2019): an MLP of (1 + ε)x plus the sum over neighbours, ε learned from 0.
 
-    The first linear layer of the MLP commutes with the sum, so it goes first where that is narrower.
+    The first linear layer of the MLP commutes with the sum, and goes first.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.first, self.second = Linear(in_channels, out_channels), nn.Linear(out_channels, out_channels)
+        self.first, self.second = Linear(in_channels, hidden_channels), nn.Linear(hidden_channels, out_channels)
         self.eps = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
@@ -227,7 +227,11 @@ class SAGE(_Stack):
 
 class GIN(_Stack):
     def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str) -> None:
-        super().__init__([GINConv(*w) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
+        # The MLP of the last layer is as wide as the others': at C wide its ReLU dies.
+        hidden = [o for _, o in widths[:-1]]
+        inner = [*hidden, hidden[-1] if hidden else widths[-1][1]]
+        convs = [GINConv(i, width, o) for (i, o), width in zip(widths, inner, strict=True)]
+        super().__init__(convs, hidden, dropout, norm)
 
     def adjacency(self, graph: Graph) -> CSR:
         return sum_adjacency(graph)

@@ -76,8 +76,8 @@ def sage_oracle(model: GNN, graph: Graph) -> tuple[Tensor, Tensor]:
 def gin_oracle(model: GNN, graph: Graph) -> tuple[Tensor, Tensor]:
     convs = []
     for ours in model.backbone.convs:
-        width = ours.first.out_features
-        mlp = nn.Sequential(nn.Linear(ours.first.in_features, width), nn.ReLU(), nn.Linear(width, width))
+        width, out = ours.second.in_features, ours.second.out_features
+        mlp = nn.Sequential(nn.Linear(ours.first.in_features, width), nn.ReLU(), nn.Linear(width, out))
         conv = pyg.GINConv(mlp, train_eps=True)
         mlp[0].load_state_dict(ours.first.state_dict())
         mlp[2].load_state_dict(ours.second.state_dict())
