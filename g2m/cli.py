@@ -92,6 +92,7 @@ def _names(value: str) -> list[str]:
 @cli.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print versions and the optional parts found.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print JSON.")] = False,
 ) -> None:
     if not version:
         return
@@ -99,14 +100,17 @@ def main(
 
     import torch
 
-    import g2m
-
-    found = {name: importlib.util.find_spec(name) is not None for name in _PARTS}
-    out.print(f"g2m {g2m.__version__} · python {platform.python_version()} · torch {torch.__version__}")
-    out.print(f"torch_geometric {installed('torch_geometric')} · optuna {installed('optuna')} · ogb {installed('ogb')}")
-    out.print(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
-    for name, extra in _PARTS.items():
-        out.print(f"{name}: " + ("found" if found[name] else f"not found (pip install 'g2m[{extra}]')"), markup=False)
+    packages = ("g2m", "torch", "torch_geometric", "optuna", "ogb")
+    found = {"python": platform.python_version()} | {name: installed(name) for name in packages}
+    found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found |= {name: importlib.util.find_spec(name) is not None for name in _PARTS}
+    if as_json:
+        show_json(found)
+        raise typer.Exit
+    for name, value in found.items():
+        if name in _PARTS:
+            value = "found" if value else f"not found (pip install 'g2m[{_PARTS[name]}]')"
+        out.print(f"{name}: {value or 'none'}", markup=False, highlight=False)
     raise typer.Exit
 
 

@@ -57,11 +57,13 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
         row["seeds"] = len(seeds)
         row["scores"] = {part: [s[part] for _, s in sorted(seeds.items())] for part in next(iter(seeds.values()))}
         row["seconds"] = statistics.fmean(row.pop("times").values())
-    order = {"teacher": 0, "mlp": 2}
-    return sorted(
-        rows.values(),
-        key=lambda r: (r["data"], r["setting"] != "transductive", order.get(r["method"], 1), r["method"], r["options"]),
-    )
+    return sorted(rows.values(), key=_order)
+
+
+def _order(row: Mapping[str, Any]) -> tuple:
+    """By data and setting; each teacher before its students, what has no teacher last."""
+    whose = (row["teacher"] is None, row["teacher"] or "", row["method"] != "teacher", row["method"], row["options"])
+    return (row["data"], list(PARTS).index(row["setting"]), *whose)
 
 
 def _changed(shipped: Mapping[str, Any], used: Mapping[str, Any], groups: Iterable[str]) -> str:

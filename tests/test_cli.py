@@ -141,11 +141,14 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if name == "rdkit" else None)
     code, out, _ = call("--version")
     assert code == 0
-    assert f"g2m {g2m.__version__}" in out
-    assert torch.__version__ in out
+    assert f"g2m: {g2m.__version__}" in out
+    assert f"torch: {torch.__version__}" in out
     assert "rdkit: found" in out
     for name, extra in {"torch_scatter": "scatter", "pyarrow": "export", "optuna_dashboard": "dashboard"}.items():
         assert f"{name}: not found (pip install 'g2m[{extra}]')" in out
+    code, out, _ = call("--version", "--json")
+    found = json.loads(out)
+    assert (code, found["g2m"], found["rdkit"], found["pyarrow"]) == (0, g2m.__version__, True, False)
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------
