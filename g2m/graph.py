@@ -38,7 +38,8 @@ class Graph:
         split: node ids (or boolean masks ``[N]``) under ``train``, ``val``, ``test``; parts do not overlap.
             ``unseen``, a part of ``test``, is present in the inductive setting only.
         name: what reports and errors call the graph.
-        num_classes: number of classes; default ``max(y) + 1``.
+        num_classes: number of classes; default ``max(y) + 1``, over all nodes: give it where a class may occur on
+            unseen nodes alone.
         metric: ``"accuracy"`` (default) or ``"rocauc"`` (two classes).
         keep_loops: keep self-loops given in ``edge_index``; by default they are dropped, every model adds its own.
         node_id: ids ``[N]`` of the nodes in the graph this one was cut from; default ``0 … N-1``.
