@@ -14,7 +14,7 @@ def data_root() -> Path:
     """Folder with real data sets (layout: docs/data.md); only read."""
     root = os.environ.get("G2M_DATA_ROOT")
     if not root or not Path(root).is_dir():
-        pytest.skip("needs real data: set G2M_DATA_ROOT to a writable copy of it")
+        pytest.skip("needs real data: set G2M_DATA_ROOT to its folder")
     return Path(root)
 
 
