@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
@@ -246,7 +246,7 @@ def run(
         if cell.key in finished:
             yield finished[cell.key]
             continue
-        # Cells that share a teacher stay in one process: no teacher is trained twice at the same time.
+        # Cells that share a teacher run one after the other: it is trained once, the others read it from the cache.
         shared = (cell.experiment.data, cell.experiment.teacher, cell.setting, cell.seed)
         jobs.setdefault(shared, []).append(cell)
     with closing(_records(list(jobs.values()), workers, folders or {}, progress, options)) as records:
@@ -267,15 +267,25 @@ def _records(
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
-        futures = [pool.submit(_run_job, job, folders, options) for job in jobs]
+        running: dict[Future[Record], list[Cell]] = {}  # and what is to follow in the same job
+
+        def start(job: list[Cell]) -> None:
+            if job:
+                cell, *rest = job
+                running[pool.submit(run_cell, cell, folder=folders.get(cell.key), **options)] = rest
+
         try:
-            for future in as_completed(futures):
-                yield from future.result()
+            for job in jobs:
+                start(job)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    start(running.pop(future))
+                    yield future.result()
         except BrokenProcessPool:
             raise G2MError("workers: one was killed, perhaps for memory. Run the same command with fewer.") from None
         finally:
             # Stopped or failed: what runs is ended, not waited for. After the last result, there is nothing to end.
-            for process in list((pool._processes or {}).values()) if not all(f.done() for f in futures) else ():
+            for process in list((pool._processes or {}).values()) if running else ():
                 process.terminate()
             pool.shutdown(cancel_futures=True)
 
@@ -291,7 +301,3 @@ def _start_worker(threads: int) -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _run_job(job: list[Cell], folders: Mapping[str, Path], options: dict[str, Any]) -> list[Record]:
-    return [run_cell(cell, folder=folders.get(cell.key), **options) for cell in job]
