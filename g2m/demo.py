@@ -26,8 +26,8 @@ def run_demo(
     """Train teacher and students in both settings; write artifacts, results and a plot; return the table's rows.
 
     Args:
-        folder: where ``teacher``, ``outputs``, ``student`` (``.safetensors``), ``results.jsonl`` and ``demo.png`` go;
-            a killed run continues there.
+        folder: where ``teacher``, ``outputs``, ``student`` (``.safetensors``), ``results.jsonl`` and ``demo.png`` go,
+            and the student without a teacher under ``mlp``; a killed run continues there.
         seeds: number of seeds, default 5.
         on_cell: called with each finished training's record.
         progress: show a bar per training.
@@ -36,21 +36,17 @@ def run_demo(
     if folder.exists() and not folder.is_dir():
         raise G2MError(f"out: expected a folder (got the file {str(folder)!r}).")
     grid = cells([DATA], methods=METHODS, teachers=[TEACHER], seeds=seeds)
-    last = next(c for c in grid if c.setting == "transductive" and c.seed == 0 and c.experiment.method == METHODS[-1])
+    kept = {cell.key: cell.experiment.method for cell in grid if (cell.setting, cell.seed) == ("transductive", 0)}
+    folders = {key: folder if method == METHODS[-1] else folder / method for key, method in kept.items()}
     records = []
-    for record in run(
-        grid, out=folder / "runs.jsonl", folders={last.key: folder}, progress=progress, cache=folder / "cache"
-    ):
+    for record in run(grid, out=folder / "runs.jsonl", folders=folders, progress=progress, cache=folder / "cache"):
         records.append(record)
         if on_cell is not None:
             on_cell(record)
     graph = load(DATA, seed=0)
-    student = Student.load(folder / "student.safetensors")
-    speed = {
-        "teacher": teacher_latency(Teacher.load(folder / "teacher.safetensors"), graph),
-        METHODS[-1]: (fast := student_latency(student, graph)),
-        "mlp": fast,  # the same network
-    }
+    speed = {"teacher": teacher_latency(Teacher.load(folder / "teacher.safetensors"), graph)}
+    for key, method in kept.items():
+        speed[method] = student_latency(Student.load(folders[key] / "student.safetensors"), graph)
     rows: dict[str, dict[str, Any]] = {}
     for row in summary(records):
         name = TEACHER.upper() if row["method"] == "teacher" else row["method"].upper()

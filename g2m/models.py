@@ -61,9 +61,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def _norm(name: str, channels: int) -> nn.Module:
-    return {"none": nn.Identity, "batch": BatchNorm, "layer": nn.LayerNorm}[choose("norm", name, NORMS)](
-        *() if name == "none" else (channels,)
-    )
+    return {"none": nn.Identity, "batch": BatchNorm, "layer": nn.LayerNorm}[choose("norm", name, NORMS)](channels)
 
 
 def _widths(in_channels: int, hidden_channels: int, out_channels: int, num_layers: int) -> list[tuple[int, int]]:
@@ -190,14 +188,14 @@ class GINConv(nn.Module):
 class _Stack(nn.Module):
     """conv → norm → ReLU → dropout, none after the last conv."""
 
-    @property
-    def hops(self) -> int:
-        return len(self.convs)
-
     def __init__(self, convs: list[nn.Module], widths: list[int], dropout: float, norm: str) -> None:
         super().__init__()
         self.convs, self.dropout = nn.ModuleList(convs), dropout
         self.norms = nn.ModuleList(_norm(norm, width) for width in widths)
+
+    @property
+    def hops(self) -> int:
+        return len(self.convs)
 
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Output:
         for conv, norm in zip(self.convs, self.norms, strict=False):

@@ -29,11 +29,12 @@ def test_everything_is_there(demo):
     names = {file.name for file in folder.iterdir()}
     assert names == {
         *(f"{name}.safetensors" for name in ("teacher", "outputs", "student")),
-        *("results.jsonl", "runs.jsonl", "demo.png", "cache"),
+        *("results.jsonl", "runs.jsonl", "demo.png", "cache", "mlp"),
     }
     assert read_results(folder / "results.jsonl") == rows
     assert read_results(folder / "runs.jsonl") == seen
     assert len(seen) == 4
+    assert (folder / "mlp" / "student.safetensors").is_file()
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from g2m.errors import G2MError, check_range, choose
+from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph, check_features
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def knn_graph(
     from sklearn.neighbors import NearestNeighbors
 
     x = check_features(X.toarray() if issparse(X) else X)
+    check_whole("n_neighbors", n_neighbors)
     check_range("n_neighbors", n_neighbors, 1, len(x) - 1)
     try:
         search = NearestNeighbors(n_neighbors=n_neighbors, metric=metric, algorithm=algorithm).fit(x.numpy())
@@ -100,9 +101,10 @@ def sbm(
     Raises:
         G2MError: if an argument is out of range, or the classes have too few pairs for that many edges.
     """
-    num_classes = _whole("num_classes", num_classes, 2)
-    num_nodes = _whole("num_nodes", num_nodes, num_classes)
-    num_features = _whole("num_features", num_features, 1)
+    check_whole("num_classes", num_classes, 2)
+    check_whole("num_nodes", num_nodes, num_classes)
+    check_whole("num_features", num_features, 1)
+    check_whole("seed", seed, 0)
     check_range("avg_degree", avg_degree, 0)
     check_range("homophily", homophily, 0, 1)
     check_range("feature_signal", feature_signal, 0)
@@ -139,12 +141,6 @@ def sbm(
     x = rng.standard_normal((num_nodes, num_features), dtype=np.float32)
     x += means[y]
     return Graph(x, np.stack([np.concatenate([u, v]), np.concatenate([v, u])]), y, name=name)
-
-
-def _whole(name: str, value: float, low: int) -> int:
-    if check_range(name, value, low) != int(value):
-        raise G2MError(f"{name}: expected an integer (got {value!r}).")
-    return int(value)
 
 
 def _distinct(rng: np.random.Generator, draw: Callable, count: int, available: int, where: str) -> np.ndarray:

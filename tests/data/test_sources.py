@@ -247,7 +247,7 @@ def test_knn_graph_joins_the_nearest():
         (np.zeros((3, 1)), {"n_neighbors": 3}, r"n_neighbors: expected a number in \[1, 2\]"),
         (np.zeros((3, 1)), {"n_neighbors": 1, "metric": "euclid"}, "scikit-learn refuses"),
         (np.zeros((3, 1)), {"n_neighbors": 1, "metric": "cosine", "algorithm": "kd_tree"}, "scikit-learn refuses"),
-        (np.zeros((3, 1)), {"n_neighbors": 1.5}, "scikit-learn refuses"),
+        (np.zeros((3, 1)), {"n_neighbors": 1.5}, "n_neighbors: expected a whole number"),
     ],
 )
 def test_knn_graph_refuses(X, options, message):
@@ -309,7 +309,7 @@ def test_sbm_is_linear_in_its_edges():
     [
         ({"num_classes": 1}, "num_classes"),
         ({"num_nodes": 3}, "num_nodes"),
-        ({"num_nodes": 100.5}, "num_nodes: expected an integer"),
+        ({"num_nodes": 100.5}, "num_nodes: expected a whole number"),
         ({"num_features": 0}, "num_features"),
         ({"homophily": 1.2}, "homophily"),
         ({"avg_degree": -1}, "avg_degree"),
