@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from g2m.data import ogb
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph, check_features
 
@@ -252,6 +253,7 @@ SOURCES: dict[str, Source] = {
     "pyg": Source(_pyg, _pyg),
     "gnn-benchmark": Source(_gnn_benchmark, _fetch_file),
     "heterophilous-npz": Source(_heterophilous_npz, _fetch_file),
+    "ogb": Source(ogb.read, ogb.fetch),
     "scikit-learn": Source(_scikit_learn),
     "sbm": Source(_sbm),
 }

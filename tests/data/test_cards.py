@@ -42,7 +42,7 @@ def test_every_card_is_valid_and_has_what_a_user_needs():
         *("cora", "citeseer", "pubmed", "photo", "computers", "cs", "physics"),
         *("cora-cpf", "citeseer-cpf", "pubmed-cpf", "photo-cpf", "computers-cpf", "cs-cpf", "physics-cpf"),
         *("roman-empire", "amazon-ratings", "minesweeper", "tolokers", "questions"),
-        *("chameleon-filtered", "squirrel-filtered", "digits", "sbm"),
+        *("chameleon-filtered", "squirrel-filtered", "ogbn-arxiv", "ogbn-products", "digits", "sbm"),
     }
     for name, card in cards.items():
         assert card.name == name
@@ -60,6 +60,7 @@ def test_features_are_normalised_on_the_planetoid_cards_only():
 def test_default_splits_are_those_of_the_protocols():
     default = {name: card.default_split for name, card in data.cards().items()}
     assert {default[name] for name in ("cora", "citeseer", "pubmed", "minesweeper", "questions")} == {"public"}
+    assert {default[name] for name in ("ogbn-arxiv", "ogbn-products")} == {"public"}
     assert {default[name] for name in default if name.endswith("-cpf")} == {"cpf"}
     assert {default[name] for name in ("photo", "computers", "cs", "physics")} == {"random"}
     assert {default[name] for name in ("digits", "sbm")} == {"cpf"}
