@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from g2m.errors import check_whole
-from g2m.sparse import CSR
+from g2m.errors import G2MError, check_whole
+from g2m.sparse import CSR, receptive_field
 
 
-def _to(value: Any, device: torch.device | str) -> Any:
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Return a tensor, a sparse matrix, or several in a list or tuple, on another device; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(item, device) for item in value)
     return value.to(device) if isinstance(value, (Tensor, CSR)) else value
 
 
@@ -31,6 +35,10 @@ class Batch:
         targets: what the method asked for in ``prepare``, sliced to the batch: ``[B, …]`` by name.
         only: ``"label"`` or ``"teacher"`` where a step is to use that half of the loss alone (the reference
             schedule); ``None``: the whole loss.
+        batch_size: how many rows were drawn; they come first. Rows after them are there for their edges alone, and
+            only where the method asked for edges. ``None``: all rows were drawn.
+        edge_index: the edges of this step ``[2, E]``, as rows of the batch; ``None`` unless the method asks for edges.
+        edge_scale: factor that makes a sum over them an unbiased estimate of the mean over all edges.
     """
 
     inputs: tuple
@@ -40,28 +48,42 @@ class Batch:
     label_scale: float
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     only: str | None = None
+    batch_size: int | None = None
+    edge_index: Tensor | None = None
+    edge_scale: float = 0.0
 
 
 class FullBatch:
-    """The whole graph in one step.
+    """The whole graph in one step, for models that need its edges.
 
     Args:
         inputs: what the model is called with.
         y: labels ``[N]``.
         train: ids of the training nodes.
         targets: per-node tensors ``[N, …]`` by name.
+        row: ids ``[R]`` of the nodes that the model answers for with these inputs; default all N.
     """
 
-    def __init__(self, inputs: tuple, y: Tensor, train: Tensor, targets: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: tuple,
+        y: Tensor,
+        train: Tensor,
+        targets: Mapping[str, Tensor] | None = None,
+        *,
+        row: Tensor | None = None,
+    ) -> None:
+        row = torch.arange(len(y)) if row is None else row
         labelled = torch.zeros(len(y), dtype=torch.bool)
         labelled[train] = True
-        self.batch = Batch(inputs, torch.arange(len(y)), y, labelled, 1 / len(train), targets or {})
+        targets = {key: value[row] for key, value in (targets or {}).items()}
+        self.batch = Batch(inputs, row, y[row], labelled[row], 1 / len(train), targets)
 
     def to(self, device: torch.device | str) -> FullBatch:
         batch = self.batch
         self.batch = replace(
             batch,
-            inputs=tuple(_to(value, device) for value in batch.inputs),
+            inputs=to_device(batch.inputs, device),
             row=batch.row.to(device),
             y=batch.y.to(device),
             labelled=batch.labelled.to(device),
@@ -73,8 +95,17 @@ class FullBatch:
         yield self.batch
 
 
+def check_batch_size(value: Any) -> int | str:
+    """Return a number of rows, or ``"all"``; refuse anything else."""
+    if isinstance(value, str):
+        if value != "all":
+            raise G2MError(f"batch_size: expected a whole number from 1, or 'all' (got {value!r}).")
+        return value
+    return check_whole("batch_size", value)
+
+
 class NodeBatches:
-    """Random batches of nodes, for models that need no edges.
+    """Random batches of nodes, for models that need no edges; a loss may have some all the same.
 
     Args:
         x: features ``[N, F]``, dense or sparse.
@@ -83,9 +114,12 @@ class NodeBatches:
         targets: per-node tensors ``[N, …]`` by name.
         nodes: ids that a step draws from; default all N.
         batch_size: rows a step; default 512. The last batch of an epoch may be smaller; a
-            single row left over joins the batch before, for batch norm cannot take it alone.
+            single row left over joins the batch before, for batch norm cannot take it alone. ``"all"``: one step.
         reference_schedule: as the published codes do: first a pass over ``train`` for the label loss alone, then one
             over ``nodes`` for the rest, a step each, remainders dropped. Default False.
+        edge_index: edges ``[2, E]`` that the loss is over, beside nodes; default none. ``nodes`` are all N then.
+        edge_batch_size: edges a step, drawn at random with replacement. Default ``None``: the edges whose first end is
+            in the batch, so that an epoch has each once; their other ends join the batch.
     """
 
     def __init__(
@@ -96,44 +130,104 @@ class NodeBatches:
         targets: Mapping[str, Tensor] | None = None,
         *,
         nodes: Tensor | None = None,
-        batch_size: int = 512,
+        batch_size: int | str = 512,
         reference_schedule: bool = False,
+        edge_index: Tensor | None = None,
+        edge_batch_size: int | None = None,
     ) -> None:
         self.x, self.y, self.train, self.targets = x, y, train, dict(targets or {})
-        self.nodes = torch.arange(len(y)) if nodes is None else nodes
+        self.everything, self.nodes = nodes is None, torch.arange(len(y)) if nodes is None else nodes
         self.labelled = torch.zeros(len(y), dtype=torch.bool)
         self.labelled[train] = True
-        self.batch_size, self.reference_schedule = check_whole("batch_size", batch_size), reference_schedule
+        self.batch_size = check_batch_size(batch_size)
+        self.reference_schedule, self.edge_index = reference_schedule, edge_index
+        self.edge_batch_size = None if edge_batch_size is None else check_whole("edge_batch_size", edge_batch_size)
+        if edge_index is not None and nodes is not None:
+            raise G2MError("nodes: expected all of them where the loss has edges (got some). Leave one of the two out.")
 
     def to(self, device: torch.device | str) -> NodeBatches:
-        for name in ("x", "y", "train", "nodes", "labelled"):
-            setattr(self, name, _to(getattr(self, name), device))
+        for name in ("x", "y", "train", "nodes", "labelled", "edge_index"):
+            setattr(self, name, to_device(getattr(self, name), device))
         self.targets = {key: value.to(device) for key, value in self.targets.items()}
+        for name in ("_whole", "_by_first_end"):  # made on the old device
+            self.__dict__.pop(name, None)
         return self
 
     def epoch(self, generator: Generator) -> Iterator[Batch]:
         if self.reference_schedule and self.targets:
             yield from self._pass(self.train, generator, "label")
             yield from self._pass(self.nodes, generator, "teacher")
+        elif self.batch_size == "all":
+            yield self._with_edges(self._whole, generator)
         else:
             yield from self._pass(self.nodes, generator, None)
+
+    @cached_property
+    def _whole(self) -> Batch:
+        if self.everything:
+            return Batch((self.x,), self.nodes, self.y, self.labelled, 1 / max(len(self.train), 1), self.targets)
+        return self._batch(self.nodes, len(self.nodes), int(self.labelled[self.nodes].sum()), None, None)
 
     def _pass(self, nodes: Tensor, generator: Generator, only: str | None) -> Iterator[Batch]:
         order = nodes[torch.randperm(len(nodes), generator=generator).to(nodes.device)]
         labels = int(self.labelled[nodes].sum())
-        size = min(self.batch_size, len(order))
+        size = len(order) if self.batch_size == "all" else min(self.batch_size, len(order))
         if only:
             order = order[: len(order) // size * size]
         rows = list(order.split(size))
         if len(rows[-1]) == 1 < size and len(rows) > 1:
             rows[-2:] = [torch.cat(rows[-2:])]
         for row in rows:
-            yield Batch(
-                inputs=(self.x[row],),
-                row=row,
-                y=self.y[row],
-                labelled=self.labelled[row],
-                label_scale=len(nodes) / (max(labels, 1) * len(row)),
-                targets={key: value[row] for key, value in self.targets.items()},
-                only=only,
-            )
+            yield self._batch(row, len(nodes), labels, only, generator)
+
+    def _batch(self, row: Tensor, num_nodes: int, labels: int, only: str | None, generator: Generator | None) -> Batch:
+        size, edges, scale = len(row), None, 0.0
+        if self.edge_index is not None and only != "label":
+            row, edges, scale = self._edges_of(row, generator)
+        labelled = self.labelled[row]
+        labelled[size:] = False
+        return Batch(
+            inputs=(self.x[row],),
+            row=row,
+            y=self.y[row],
+            labelled=labelled,
+            label_scale=num_nodes / (max(labels, 1) * size),
+            targets={key: value[row] for key, value in self.targets.items()},
+            only=only,
+            batch_size=size,
+            edge_index=edges,
+            edge_scale=scale,
+        )
+
+    # -- edges -------------------------------------------------------------------------------------------------
+
+    def _with_edges(self, whole: Batch, generator: Generator) -> Batch:
+        if self.edge_index is None:
+            return whole
+        if self.edge_batch_size is None:
+            return replace(whole, edge_index=self.edge_index, edge_scale=1 / max(self.edge_index.size(1), 1))
+        return replace(whole, edge_index=self._draw(generator), edge_scale=1 / self.edge_batch_size)
+
+    def _edges_of(self, row: Tensor, generator: Generator) -> tuple[Tensor, Tensor, float]:
+        """Return the rows of a batch with edges, ``row`` first, its edges in terms of them, and their scale."""
+        if self.edge_batch_size is None:
+            field, (layer,) = receptive_field(self._by_first_end, row, 1)
+            edges = torch.stack([layer.row_of_entry(), layer.col.long()])
+            return field, edges, len(self.y) / (len(row) * max(self._by_first_end.nnz, 1))
+        edges = self._draw(generator)
+        position = torch.full((len(self.y),), -1, device=row.device)
+        position[row] = 0
+        ends = edges.unique()
+        field = torch.cat([row, ends[position[ends] < 0]])
+        position[field] = torch.arange(len(field), device=row.device)
+        return field, position[edges], 1 / self.edge_batch_size
+
+    def _draw(self, generator: Generator) -> Tensor:
+        num_edges = self.edge_index.size(1)
+        drawn = torch.randint(max(num_edges, 1), (self.edge_batch_size if num_edges else 0,), generator=generator)
+        return self.edge_index[:, drawn.to(self.edge_index.device)]
+
+    @cached_property
+    def _by_first_end(self) -> CSR:
+        first, second = self.edge_index
+        return CSR.from_coo(first, second, torch.ones(len(first), device=first.device), (len(self.y), len(self.y)))

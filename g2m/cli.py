@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import sys
 import warnings
@@ -55,6 +56,9 @@ Options = Annotated[
 def app() -> None:
     """Run the command line; a user's mistake prints one line and exits 2."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    # Torch on Linux then takes large tensors in huge pages: wide layers otherwise wait for the kernel to hand out small
+    # ones, at every step. Read when torch first allocates; worker processes inherit it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         cli()
     except G2MError as error:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from g2m import metrics, storage
-from g2m.batches import Batch, FullBatch, NodeBatches
+from g2m import frequency, metrics, storage
+from g2m.batches import Batch, FullBatch, NodeBatches, check_batch_size, to_device
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods import Method, label_loss, make_method
-from g2m.models import BACKBONES, GNN, MLP, NORMS, Output, Wrapped, backbone_options
+from g2m.models import BACKBONES, GNN, MLP, NORMS, Output, Wrapped, backbone_options, sum_adjacency
 from g2m.outputs import TeacherOutputs
 from g2m.train import History, check_options, fit, resolve_device, seeded
 
@@ -202,14 +202,17 @@ class Teacher(_Estimator):
         train, val = observed.part("train"), observed.part("val")
         with seeded(self.seed, resolve_device(self.device)):
             model = self._build(graph.num_features, graph.num_classes)
-        inputs = model.inputs(observed)
-        batches = FullBatch(inputs, observed.y, train)
-        y = observed.y.to(resolve_device(self.device))
+        device = resolve_device(self.device)
+        inputs, row = model.inputs_for(observed, train)
+        batches = FullBatch(inputs, observed.y, train, row=row)
+        val_inputs, val_row = model.inputs_for(observed, val)
+        val_inputs, y_val = tuple(to_device(value, device) for value in val_inputs), observed.y[val].to(device)
+        asked = torch.isin(val_row, val).to(device)  # in the order of val: both ascend
         history = fit(
             model,
             _teacher_loss,
             batches,
-            lambda: metrics.score(graph.metric, model(*batches.batch.inputs).logits[val], y[val]),
+            lambda: metrics.score(graph.metric, model(*val_inputs).logits[asked], y_val),
             checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
             identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
             progress=f"teacher · {graph.name}" if progress else None,
@@ -248,7 +251,7 @@ class Teacher(_Estimator):
         device = resolve_device(self.device)
         self.model_.to(device).eval()
         with torch.no_grad():
-            output = self.model_(*(value.to(device) for value in self.model_.inputs(graph)))
+            output = self.model_(*(to_device(value, device) for value in self.model_.inputs(graph)))
         self.model_.to("cpu")
         return Output(output.logits.cpu(), None if output.hidden is None else output.hidden.cpu())
 
@@ -286,10 +289,12 @@ class Teacher(_Estimator):
         meta = {
             **self.meta_,
             "fingerprint": observed.fingerprint(),
+            "fingerprint_without_edges": observed.fingerprint(edges=False),
             "setting": graph.setting,
             "teacher": self._config(),
         }
-        return TeacherOutputs(observed.node_id, output.logits, output.hidden, meta=meta)
+        low_target = sum_adjacency(observed, loops=1.0).multiply(output.logits.softmax(-1))
+        return TeacherOutputs(observed.node_id, output.logits, output.hidden, low_target, meta=meta)
 
     # -- file --------------------------------------------------------------------------------------------------
 
@@ -341,7 +346,9 @@ class Student(_Estimator):
         dropout: in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
         lr, weight_decay: of Adam; defaults 0.01, 5e-4.
-        batch_size: nodes a step; default 512.
+        batch_size: nodes a step; default 512. ``"all"``: all of them.
+        edge_batch_size: where the method takes edges, how many a step, drawn at random. Default ``None``: the
+            edges of the step's nodes.
         max_epochs, patience: default 200, 50; the epoch is chosen on validation.
         reference_schedule: separate steps for labels and teacher as the published codes take them; default False.
         seed: of initial weights, dropout and batch order; default 0.
@@ -362,7 +369,8 @@ class Student(_Estimator):
         norm: str = "none",
         lr: float = 0.01,
         weight_decay: float = 5e-4,
-        batch_size: int = 512,
+        batch_size: int | str = 512,
+        edge_batch_size: int | None = None,
         max_epochs: int = 200,
         patience: int = 50,
         reference_schedule: bool = False,
@@ -373,11 +381,14 @@ class Student(_Estimator):
         make_method(method, options, self._arguments()[1:])  # refuses a wrong option here, not at fit
         self.method = method.name if isinstance(method, type) else method
         self.hidden_channels, self.num_layers, self.dropout = hidden_channels, num_layers, dropout
-        self.norm, self.lr, self.weight_decay, self.batch_size = norm, lr, weight_decay, batch_size
+        self.norm, self.lr, self.weight_decay = norm, lr, weight_decay
+        self.batch_size, self.edge_batch_size = batch_size, edge_batch_size
         self.max_epochs, self.patience, self.reference_schedule = max_epochs, patience, reference_schedule
         self.seed, self.device, self.options = seed, device, options
         self._check_options()
-        check_whole("batch_size", batch_size)
+        check_batch_size(batch_size)
+        if edge_batch_size is not None:
+            check_whole("edge_batch_size", edge_batch_size)
         if not isinstance(reference_schedule, bool):
             raise G2MError(f"reference_schedule: expected True or False (got {reference_schedule!r}).")
 
@@ -392,6 +403,7 @@ class Student(_Estimator):
         *,
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 20.0,
+        indicators: bool = False,
         progress: bool = False,
         on_epoch: OnEpoch | None = None,
     ) -> Student:
@@ -399,9 +411,12 @@ class Student(_Estimator):
 
         Args:
             graph: needs the parts ``train`` and ``val``.
-            outputs: of a teacher fitted on the same graph, split and setting; not needed by ``"mlp"``.
+            outputs: of a teacher fitted on the same graph, split and setting; not needed by ``"mlp"``. With a method
+                that takes no edges, the graph may also be ``graph.without_edges()``.
             checkpoint: file to save to while training and to resume from; removed at the end.
             checkpoint_seconds: least time between two saves; default 20.
+            indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student
+                has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs``. Default False.
             progress: show a bar.
             on_epoch: called with each epoch's record.
 
@@ -409,11 +424,13 @@ class Student(_Estimator):
             G2MError: if outputs are missing, of another graph, or lack what the method needs.
         """
         observed = graph.observed()
+        if indicators and outputs is None:
+            raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
         with seeded(self.seed, resolve_device(self.device)):
             model = self._build(graph.num_features, graph.num_classes)
             method = copy.deepcopy(make_method(self.method, self.options))
             _check_outputs(method, graph, outputs)
-            targets = method.prepare(observed, outputs)
+            targets, edge_index = method.prepare(observed, outputs), method.edges(observed)
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
             observed.features,
@@ -423,12 +440,18 @@ class Student(_Estimator):
             nodes=train if method.nodes == "train" else None,
             batch_size=self.batch_size,
             reference_schedule=self.reference_schedule,
+            edge_index=edge_index,
+            edge_batch_size=self.edge_batch_size,
         )
         identity = {"config": self._config(), "fingerprint": observed.fingerprint()}
         if checkpoint is not None and outputs is not None:
             identity["outputs"] = outputs.fingerprint()
         batches.to(resolve_device(self.device))
         x_val, y_val = batches.x[val], batches.y[val]
+
+        def observe() -> dict[str, float]:
+            return frequency.indicators(model(batches.x).logits, outputs.logits, observed.edge_index)._asdict()
+
         history = fit(
             model,
             method,
@@ -437,6 +460,7 @@ class Student(_Estimator):
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             identity=identity,
+            observe=observe if indicators else None,
             progress=f"{method.name} · {graph.name}" if progress else None,
             on_epoch=on_epoch,
             **self._fit_options(),
@@ -516,7 +540,7 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
         return
     if outputs is None:
         raise G2MError(f"outputs: method {method.name!r} learns from a teacher. Pass outputs=teacher.outputs(graph).")
-    outputs.check(graph)
+    outputs.check(graph, edges=method.takes_edges)
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
     if missing:
         raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")

@@ -217,6 +217,12 @@ class Graph:
         """Return the same graph under another split."""
         return replace(self, split=split)
 
+    def without_edges(self) -> Graph:
+        """Return the nodes alone, for students that learn from a teacher's outputs where the graph may not go."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "graph .* has no edges")
+            return replace(self, edge_index=self.edge_index[:, :0])
+
     def inductive(self, *, seed: int = 0, fraction: float = 0.2) -> Graph:
         """Return the production view of GLNN (ICLR 2022): a random part of ``test`` becomes ``unseen``.
 
@@ -253,28 +259,43 @@ class Graph:
         split = {
             part: local[ids[keep[ids]]] for part, ids in self.split.items() if part != "unseen" and keep[ids].any()
         }
-        return replace(
-            self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
-        )
+        with warnings.catch_warnings():
+            if not self.num_edges:  # said already
+                warnings.filterwarnings("ignore", "graph .* has no edges")
+            return replace(
+                self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
+            )
 
     @cached_property
-    def _digest(self) -> str:
+    def _digests(self) -> dict[bool, str]:
         digest = hashlib.sha256(f"{self.num_classes}|{self.metric}".encode())
-        tensors = {"x": self.x, "edge_index": self.edge_index, "y": self.y, "node_id": self.node_id}
+        tensors = {"x": self.x, "y": self.y, "node_id": self.node_id}
         tensors |= {f"split.{part}": self.split[part] for part in sorted(self.split)}
-        for key, tensor in tensors.items():
+        digests = {}
+        for key, tensor in {**tensors, "edge_index": self.edge_index}.items():
+            digests[False] = digest.hexdigest()[:32]
             digest.update(f"|{key}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy())
-        return digest.hexdigest()[:32]
+        return {**digests, True: digest.hexdigest()[:32]}
 
     @cached_property
     def features(self) -> Tensor | CSR:
         """``x`` in the form in which products are fast: sparse if at most a tenth of it is non-zero."""
         return features(self.x)
 
-    def fingerprint(self) -> str:
-        """Return a hash of everything in the graph but its name: features, edges, labels, split."""
-        return self._digest
+    @cached_property
+    def undirected_edges(self) -> Tensor:
+        """One arc per edge ``[2, E]`` if every arc has its reverse; otherwise all arcs. Without loops."""
+        source, target = self.edge_index[:, self.edge_index[0] != self.edge_index[1]]
+        forward, backward = (a * self.num_nodes + b for a, b in ((source, target), (target, source)))
+        one_way = source < target
+        if not torch.equal(forward[one_way], backward[~one_way].sort().values):
+            one_way = torch.ones_like(one_way)
+        return torch.stack([source[one_way], target[one_way]])
+
+    def fingerprint(self, *, edges: bool = True) -> str:
+        """Return a hash of everything in the graph but its name: features, labels, split and, by default, edges."""
+        return self._digests[edges]
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{part}: {len(ids)}" for part, ids in self.split.items())

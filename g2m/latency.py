@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import subgraph
 
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
-from g2m.models import sum_adjacency
-from g2m.sparse import CSR
+from g2m.sparse import receptive_field
 
 SIZES = (1, 1000)
 
@@ -50,7 +48,7 @@ def teacher_latency(teacher: Teacher, graph: Graph, *, sizes: Iterable[int] = SI
     beforehand) and runs the model on it; where a pass over the whole graph is faster, that counts.
     """
     model = teacher.model_.eval()
-    inputs, neighbours = model.inputs(graph), sum_adjacency(graph)
+    inputs = x, adjacency = model.inputs(graph)
 
     @torch.no_grad()
     def whole() -> Tensor:
@@ -58,8 +56,8 @@ def teacher_latency(teacher: Teacher, graph: Graph, *, sizes: Iterable[int] = SI
 
     @torch.no_grad()
     def fetched(nodes: Tensor) -> Tensor:
-        field = receptive_field(neighbours, nodes, model.hops)
-        return model(inputs[0][field], induced(inputs[1], field)).logits[: len(nodes)]
+        field, layers = receptive_field(adjacency, nodes, model.hops)
+        return model(x[field], layers).logits
 
     result = {}
     for size in sizes:
@@ -76,33 +74,3 @@ def _nodes(graph: Graph, size: int) -> Tensor:
     if size <= graph.num_nodes:
         return torch.randperm(graph.num_nodes, generator=generator)[:size]
     return torch.randint(graph.num_nodes, (size,), generator=generator)
-
-
-def receptive_field(neighbours: CSR, nodes: Tensor, hops: int) -> Tensor:
-    """Return the ids of all nodes within ``hops`` of ``nodes``; ``nodes`` come first."""
-    known = torch.zeros(len(neighbours), dtype=torch.bool)
-    known[nodes] = True
-    field, border = [nodes], nodes
-    for _ in range(hops):
-        border = neighbours.rows(border).col.long().unique()
-        border = border[~known[border]]
-        known[border] = True
-        field.append(border)
-    return torch.cat(field)
-
-
-def induced(adjacency: CSR | Tensor, nodes: Tensor) -> CSR | Tensor:
-    """Return the adjacency among ``nodes``, renumbered in their order; weights stay those of the whole graph."""
-    if isinstance(adjacency, Tensor):
-        local = torch.full((int(torch.cat([adjacency.flatten(), nodes]).max()) + 1,), -1)
-        local[nodes] = torch.arange(len(nodes))
-        kept, _ = subgraph(nodes, adjacency, num_nodes=len(local))
-        return local[kept]
-    rows = adjacency.rows(nodes)
-    local = torch.full((adjacency.shape[1],), -1, dtype=rows.col.dtype)
-    local[nodes] = torch.arange(len(nodes), dtype=rows.col.dtype)
-    col = local[rows.col.long()]
-    keep = col >= 0
-    crow = torch.zeros(len(nodes) + 1, dtype=torch.long)
-    crow[1:] = torch.bincount(rows.row_of_entry()[keep], minlength=len(nodes)).cumsum(0)
-    return CSR(crow.to(rows.crow.dtype), col[keep], rows.value[keep], (len(nodes), len(nodes)))

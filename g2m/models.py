@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
-from torch_geometric.utils import add_self_loops
 
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
-from g2m.sparse import CSR
+from g2m.sparse import CSR, receptive_field
 
 NORMS = ("none", "batch", "layer")
 
@@ -34,23 +34,53 @@ class Output(NamedTuple):
 class Linear(nn.Linear):
     """A linear layer that takes dense ``[N, F]`` or :class:`~g2m.sparse.CSR` input.
 
-    The weight is stored input-major: products with a sparse matrix, their gradients and Adam's state then all share
-    one memory layout.
+    A wide weight is stored input-major: products with a sparse matrix, their gradients and Adam's state then all share
+    one memory layout. A narrow one, a head, keeps torch's: in the other, its gradient takes ten times as long.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, bias)
-        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
+        if out_channels >= 64:
+            self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
 
     def forward(self, x: Tensor | CSR) -> Tensor:
         if isinstance(x, CSR):
             product = x @ self.weight.t()
-            return product if self.bias is None else product + self.bias
+            return product if self.bias is None else product.add_(self.bias)
         return super().forward(x)
 
 
 def dropout(x: Tensor | CSR, p: float, training: bool) -> Tensor | CSR:
     return x.dropout(p, training) if isinstance(x, CSR) else F.dropout(x, p, training)
+
+
+class _ReluDropout(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        level = min(round(p * 2**16), 2**16 - 1)
+        ctx.scale = 1 / (1 - level / 2**16)
+        for part in x.view(-1).split(2**20):  # stays in cache
+            # Sixteen random bits an entry: a quarter of the draws, and these are what dropout costs on CPU.
+            bits = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+            part.mul_(bits[: len(part)] >= level - 2**15).clamp_min_(0).mul_(ctx.scale)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors  # positive where it was kept and the ReLU open: no mask is stored
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None
+
+
+def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """ReLU, then dropout with probability ``p`` (on CPU in steps of 2⁻¹⁶, and unbiased), in training only.
+
+    ``x`` may be written into.
+    """
+    if training and 0 < p < 1 and x.device.type == "cpu" and x.is_contiguous():
+        return _ReluDropout.apply(x, p)
+    return F.dropout(F.relu(x), p, training)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -104,7 +134,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor | CSR) -> Output:
         for layer, norm in zip(self.layers, self.norms, strict=False):
-            x = F.dropout(F.relu(norm(layer(x))), self.dropout, self.training)
+            x = relu_dropout(norm(layer(x)), self.dropout, self.training)
         return Output(self.layers[-1](x), x if len(self.norms) else None)
 
 
@@ -137,9 +167,9 @@ def mean_adjacency(graph: Graph, *, reference: bool = False) -> CSR:
     return _adjacency(graph, 2.0 if reference else 1.0, lambda value, _, d_target: value / d_target)
 
 
-def sum_adjacency(graph: Graph) -> CSR:
-    """A as it is stored."""
-    return _adjacency(graph, 0.0, None)
+def sum_adjacency(graph: Graph, loops: float = 0.0) -> CSR:
+    """A as it is stored; with ``loops``, every node is its own neighbour with that weight."""
+    return _adjacency(graph, loops, None)
 
 
 # -- convolutions ----------------------------------------------------------------------------------------------
@@ -155,15 +185,20 @@ class PropagateConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, gain: float) -> None:
         super().__init__()
-        self.linear_first = in_channels >= out_channels
         self.linear = Linear(in_channels, out_channels, bias=False)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.xavier_uniform_(self.linear.weight, gain=gain)
 
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        if self.linear_first or isinstance(x, CSR):
-            return adjacency @ self.linear(x) + self.bias
-        return self.linear(adjacency @ x) + self.bias
+        if isinstance(x, CSR) or self._linear_first(adjacency):
+            return (adjacency @ self.linear(x)).add_(self.bias)
+        return self.linear(adjacency @ x).add_(self.bias)
+
+    def _linear_first(self, adjacency: CSR) -> bool:
+        """Count multiplications; one of a sparse product takes about as long as four of a dense one."""
+        (rows, columns), (out, inner) = adjacency.shape, self.linear.weight.shape
+        sparse = 4 * adjacency.nnz
+        return columns * inner * out + sparse * out <= sparse * inner + rows * inner * out
 
 
 class GINConv(nn.Module):
@@ -179,10 +214,14 @@ class GINConv(nn.Module):
 
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
-        return self.second(F.relu((1 + self.eps) * x + adjacency @ x + self.first.bias))
+        return self.second(F.relu((1 + self.eps) * x[: len(adjacency)] + adjacency @ x + self.first.bias))
 
 
 # -- backbones: the stack of layers each name stands for ---------------------------------------------------------
+
+
+def _by_layer(adjacency: CSR | list[CSR], num_layers: int) -> list[CSR]:
+    return adjacency if isinstance(adjacency, list) else [adjacency] * num_layers
 
 
 class _Stack(nn.Module):
@@ -197,10 +236,11 @@ class _Stack(nn.Module):
     def hops(self) -> int:
         return len(self.convs)
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Output:
-        for conv, norm in zip(self.convs, self.norms, strict=False):
-            x = F.dropout(F.relu(norm(conv(x, adjacency))), self.dropout, self.training)
-        return Output(self.convs[-1](x, adjacency), x if len(self.norms) else None)
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
+        *hidden, last = _by_layer(adjacency, len(self.convs))
+        for conv, norm, layer in zip(self.convs, self.norms, hidden, strict=False):
+            x = relu_dropout(norm(conv(x, layer)), self.dropout, self.training)
+        return Output(self.convs[-1](x, last), x[: len(last)] if hidden else None)
 
 
 class GCN(_Stack):
@@ -239,7 +279,7 @@ class GAT(nn.Module):
     """PyG's GATConv (Veličković et al., ICLR 2018).
 
     ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
-    ``attention_dropout``, in [0, 1], default 0.3; ``dropout`` also falls on every layer's input.
+    ``attention_dropout``, in [0, 1], default 0.3; ``dropout`` also falls on the features.
     """
 
     def __init__(
@@ -269,16 +309,20 @@ class GAT(nn.Module):
     def hops(self) -> int:
         return len(self.convs)
 
-    def adjacency(self, graph: Graph) -> Tensor:
-        loops = graph.edge_index[0] == graph.edge_index[1]
-        return add_self_loops(graph.edge_index[:, ~loops], num_nodes=graph.num_nodes)[0]
+    def adjacency(self, graph: Graph) -> CSR:
+        return sum_adjacency(graph, loops=1.0)
 
-    def forward(self, x: Tensor | CSR, adjacency: Tensor) -> Output:
-        *hidden, (last, project) = zip(self.convs, self.projections, strict=True)
-        for (conv, projection), norm in zip(hidden, self.norms, strict=True):
-            x = F.relu(norm(conv(projection(dropout(x, self.dropout, self.training)), adjacency)))
-        logits = last(project(dropout(x, self.dropout, self.training)), adjacency)
-        return Output(logits, x if hidden else None)
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
+        x = dropout(x, self.dropout, self.training)
+        *hidden, last = _by_layer(adjacency, len(self.convs))
+        for i, layer in enumerate(hidden):
+            x = relu_dropout(self.norms[i](self._conv(i, x, layer)), self.dropout, self.training)
+        return Output(self._conv(-1, x, last), x[: len(last)] if hidden else None)
+
+    def _conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        x = self.projections[i](x)
+        edge_index = torch.stack([adjacency.col.long(), adjacency.row_of_entry()])
+        return self.convs[i]((x, x[: len(adjacency)]), edge_index)
 
 
 class APPNP(nn.Module):
@@ -311,13 +355,13 @@ class APPNP(nn.Module):
     def adjacency(self, graph: Graph) -> CSR:
         return symmetric_adjacency(graph)
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Output:
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
         start = self.mlp(x)
         logits = start.logits
-        for _ in range(self.propagations):
-            step = adjacency.dropout(self.edge_dropout, self.training)
-            logits = (1 - self.alpha) * (step @ logits) + self.alpha * start.logits
-        return Output(logits, start.hidden)
+        for step in _by_layer(adjacency, self.propagations):
+            step = step.dropout(self.edge_dropout, self.training)
+            logits = (1 - self.alpha) * (step @ logits) + self.alpha * start.logits[: len(step)]
+        return Output(logits, None if start.hidden is None else start.hidden[: len(logits)])
 
 
 BACKBONES: dict[str, type[nn.Module]] = {"appnp": APPNP, "gat": GAT, "gcn": GCN, "gin": GIN, "sage": SAGE}
@@ -359,16 +403,29 @@ class GNN(nn.Module):
         widths = _widths(in_channels, hidden_channels, out_channels, num_layers)
         self.backbone = BACKBONES[backbone](widths, dropout, norm, **options)
 
-    def inputs(self, graph: Graph) -> tuple[Tensor | CSR, Tensor | CSR]:
+    def inputs(self, graph: Graph) -> tuple[Tensor | CSR, CSR]:
         """Return what :meth:`forward` takes, built once per graph: features and the backbone's own adjacency."""
         return graph.features, self.backbone.adjacency(graph)
+
+    def inputs_for(self, graph: Graph, nodes: Tensor) -> tuple[tuple, Tensor]:
+        """Return what :meth:`forward` takes to answer for ``nodes``, and the ids of the rows of its answer.
+
+        Where that is much cheaper, only their receptive field is computed, layer by layer: the same answers and
+        gradients. Batch norm takes its statistics from every node, and always gets them all.
+        """
+        x, adjacency = self.inputs(graph)
+        if not any(isinstance(module, BatchNorm) for module in self.modules()):
+            field, layers = receptive_field(adjacency, nodes, self.hops)
+            if sum(layer.nnz for layer in layers) < 0.75 * self.hops * adjacency.nnz:
+                return (x[field], layers), nodes
+        return (x, adjacency), torch.arange(graph.num_nodes)
 
     @property
     def hops(self) -> int:
         """How far a node's answer looks."""
         return self.backbone.hops
 
-    def forward(self, x: Tensor | CSR, adjacency: Tensor | CSR) -> Output:
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
         return self.backbone(x, adjacency)
 
 
@@ -387,6 +444,9 @@ class Wrapped(nn.Module):
 
     def inputs(self, graph: Graph) -> tuple[Tensor, Tensor]:
         return graph.x, graph.edge_index
+
+    def inputs_for(self, graph: Graph, nodes: Tensor) -> tuple[tuple, Tensor]:
+        return self.inputs(graph), torch.arange(graph.num_nodes)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Output:
         output = self.module(x, edge_index)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from g2m import storage
 from g2m.errors import G2MError, check_range
 from g2m.graph import Graph
+from g2m.losses import centred
 
 _OPTIONAL = ("hidden", "low_target", "codebook", "code_input")
 
@@ -30,7 +31,8 @@ class TeacherOutputs:
         low_target: teacher probabilities summed over each node and its neighbours ``[M, C]``, or ``None``.
         codebook: code vectors ``[K, D]``, or ``None``.
         code_input: what the codes are looked up with ``[M, D]``, or ``None``; goes with ``codebook``.
-        meta: ``fingerprint`` of the observed graph, ``setting``, teacher configuration, seed, versions, scores.
+        meta: ``fingerprint`` and ``fingerprint_without_edges`` of the observed graph, ``setting``, teacher
+            configuration, seed, versions, scores.
 
     Raises:
         G2MError: if shapes do not match or a value is not finite.
@@ -88,6 +90,23 @@ class TeacherOutputs:
         """Return probabilities ``[M, C]`` at temperature ``tau`` > 0, default 1."""
         return self.log_soft_labels(tau).exp()
 
+    def low_pass(self) -> Tensor:
+        """Return the low-frequency part ``[M, C]``: the mean of the probabilities of a node and its neighbours."""
+        if self.low_target is None:
+            raise G2MError("low_target: not in these outputs. Make them with teacher.outputs(graph).")
+        return self.low_target / self.low_target.sum(1, keepdim=True)
+
+    def high_pass(self, edge_index: Tensor) -> Tensor:
+        """Return the high-frequency part ``[E, C]`` on edges: how the logits of their two ends differ, as an absolute.
+
+        A node's logits are known up to a constant; it is taken out by their mean over classes.
+
+        Args:
+            edge_index: rows of these outputs ``[2, E]``; give large graphs in parts.
+        """
+        logits = centred(self.logits)
+        return (logits[edge_index[0]] - logits[edge_index[1]]).abs()
+
     # -- belonging ---------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
@@ -95,15 +114,23 @@ class TeacherOutputs:
         tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
         return storage.checksum({k: v for k, v in tensors.items() if v is not None})[:32]
 
-    def check(self, graph: Graph) -> None:
-        """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``."""
+    def check(self, graph: Graph, *, edges: bool = True) -> None:
+        """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``.
+
+        With ``edges=False``, ``graph.without_edges()`` will do.
+        """
         observed = graph.observed()
-        given = self.meta.get("fingerprint")
-        if given != observed.fingerprint():
-            raise G2MError(
-                f"outputs: made on another graph, split or setting (fingerprint {given}, expected "
-                f"{observed.fingerprint()} of {graph.name!r}, {graph.setting}). Run teacher.outputs(graph) on this one."
-            )
+        given, expected = self.meta.get("fingerprint"), observed.fingerprint()
+        if given == expected:
+            return
+        if not observed.num_edges and self.meta.get("fingerprint_without_edges") == observed.fingerprint(edges=False):
+            if edges:
+                raise G2MError("graph: this method takes edges (got a graph without). Pass the whole graph.")
+            return
+        raise G2MError(
+            f"outputs: made on another graph, split or setting (fingerprint {given}, expected "
+            f"{expected} of {graph.name!r}, {graph.setting}). Run teacher.outputs(graph) on this one."
+        )
 
     # -- file --------------------------------------------------------------------------------------------------
 

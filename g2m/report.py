@@ -207,9 +207,43 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
         panel.margins(x=0.35, y=0.15)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")
+    return _save(figure, path)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: str | Path, *, title: str, xlabel: str
+) -> Path:
+    """Plot lines with the spread over seeds, a panel each, and save them as a PNG.
+
+    Args:
+        panels: by title of the panel, by name of the line: a sequence of values per seed, all of one length.
+        path: where to write.
+        title: of the figure.
+        xlabel: of every panel; values are counted from 1.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (name, lines) in zip(axes, panels.items(), strict=True):
+        for index, (label, seeds) in enumerate(lines.items()):
+            mean, std = zip(*(mean_std(values) for values in zip(*seeds, strict=True)), strict=True)
+            x = range(1, len(mean) + 1)
+            panel.plot(x, mean, color=f"C{index}", label=label)
+            low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+            panel.fill_between(x, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+        panel.set(title=name, xlabel=xlabel)
+        panel.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=150)
+    figure.savefig(temporary, dpi=120)
     temporary.replace(path)
     return path

@@ -135,3 +135,22 @@ def features(x: Tensor, *, density: float = 0.1) -> Tensor | CSR:
     Citation features are the words of a document, nearly all zero: products skip them.
     """
     return CSR.from_dense(x) if torch.count_nonzero(x) <= density * x.numel() else x
+
+
+def receptive_field(adjacency: CSR, nodes: Tensor, num_layers: int) -> tuple[Tensor, list[CSR]]:
+    """Return what answers for ``nodes`` take, and no more: the ids of the inputs, and an adjacency per layer.
+
+    Each adjacency ``[R, S]`` leads from the S nodes that its layer reads to the R it answers for, which are the first
+    of the S; its weights are those of the whole graph.
+    """
+    layers = []
+    for _ in range(num_layers):
+        rows = adjacency.rows(nodes)
+        position = torch.full((len(adjacency),), -1, dtype=rows.col.dtype, device=rows.col.device)
+        position[nodes] = 0
+        sources = rows.col.long().unique()
+        field = torch.cat([nodes, sources[position[sources] < 0]])
+        position[field] = torch.arange(len(field), dtype=position.dtype, device=position.device)
+        layers.append(CSR(rows.crow, position[rows.col.long()], rows.value, (len(nodes), len(field))))
+        nodes = field
+    return nodes, layers[::-1]

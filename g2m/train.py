@@ -101,6 +101,7 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 20.0,
     identity: Mapping[str, Any] | None = None,
+    observe: Callable[[], Mapping[str, float]] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     progress: str | None = None,
 ) -> History:
@@ -123,6 +124,7 @@ def fit(
         checkpoint: file to save to while training and to resume from if it exists; removed at the end.
         checkpoint_seconds: least time between two saves; default 20.
         identity: what a checkpoint must have been made for; another one is refused.
+        observe: asked like ``validate``; what it gives joins the epoch's record.
         on_epoch: called with each epoch's record; may raise to stop, for example to prune a trial.
         progress: shows a progress bar under this title.
 
@@ -152,6 +154,7 @@ def fit(
                 trained.eval()
                 with torch.no_grad():
                     record["val"] = validate()
+                    record |= observe() if observe is not None else {}
                 if not math.isfinite(record["val"]):
                     raise G2MError(f"val: the validation score is {record['val']}; does 'val' hold a single class?")
                 history.epochs.append(record)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -160,25 +161,26 @@ RUNS = {
 }
 
 
-def measure(data: str, stage: str, way: str, epochs: int) -> None:
+def measure(run: Callable[[], tuple[list[float], list[float]]]) -> None:
     """Run one way in this process and print what it took as JSON."""
-    warnings.filterwarnings("ignore")
-    graph = g2m.load(data, seed=0)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here, loading is left out
-    times, losses = RUNS[stage, way](graph, epochs)
+    times, losses = run()
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0])
     result = {"ms": statistics.median(times) * 1e3, "peak_mb": peak / 1024, "losses": losses}
     print(json.dumps(result))
 
 
-def compare(data: str, stage: str, epochs: int, rounds: int) -> dict[str, object]:
-    """Run both ways in turn, each in its own process, and return a row of the table."""
+def compare(script: str, what: dict[str, str], epochs: int, rounds: int, *, table: str) -> dict[str, object]:
+    """Run both ways in turn, each in its own process, and return a row of the table.
+
+    ``script what… --run plain|g2m --epochs N`` is to end in :func:`measure`; losses of the first epoch are compared.
+    """
     results: dict[str, list[dict]] = {"plain": [], "g2m": []}
     for _ in range(rounds):
         for way, runs in results.items():
-            command = [sys.executable, __file__, data, "--run", stage, way, "--epochs", str(epochs)]
-            runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            command = [sys.executable, script, *what.values(), "--run", way, "--epochs", str(epochs)]
+            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
     difference = abs(results["plain"][0]["losses"][0] - results["g2m"][0]["losses"][0])
     ratios = [plain["ms"] / ours["ms"] for plain, ours in zip(*results.values(), strict=True)]
     middle = {
@@ -186,9 +188,8 @@ def compare(data: str, stage: str, epochs: int, rounds: int) -> dict[str, object
         for way, runs in results.items()
     }
     return {
-        "table": "Epoch: g2m against the plain way",
-        "data": data,
-        "stage": stage,
+        "table": table,
+        **what,
         "plain ms": f"{middle['plain']['ms']:.1f}",
         "g2m ms": f"{middle['g2m']['ms']:.1f}",
         "ratio": f"{statistics.median(ratios):.1f}× ({min(ratios):.1f}–{max(ratios):.1f})",
@@ -198,23 +199,37 @@ def compare(data: str, stage: str, epochs: int, rounds: int) -> dict[str, object
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str, runs: Iterable[str]) -> argparse.Namespace:
+    """Read the command line of a script that compares the runs named."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="card names")
+    parser.add_argument("--stages", nargs="+", choices=[*runs], default=[*runs])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="results file to append to")
-    parser.add_argument("--run", nargs=2, metavar=("STAGE", "WAY"), help="run one way in this process")
-    given = parser.parse_args()
+    parser.add_argument("--run", choices=["plain", "g2m"], help="run one way of one stage in this process")
+    return parser.parse_args()
+
+
+def report(row: dict[str, object], out: Path | None) -> None:
+    print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
+    if out:
+        append_result(out, row)
+
+
+def main() -> None:
+    given = parse(__doc__, ["teacher", "student"])
     if given.run:
-        measure(given.data[0], *given.run, given.epochs)
+        warnings.filterwarnings("ignore")
+        data, stage = given.data
+        graph = g2m.load(data, seed=0)
+        measure(lambda: RUNS[stage, given.run](graph, given.epochs))
         return
     for data in given.data:
-        for stage in ("teacher", "student"):
-            row = compare(data, stage, given.epochs, given.rounds)
-            print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
-            if given.out:
-                append_result(given.out, row)
+        for stage in given.stages:
+            what = {"data": data, "stage": stage}
+            row = compare(__file__, what, given.epochs, given.rounds, table="Epoch: g2m against the plain way")
+            report(row, given.out)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,21 @@ def shuffled(graph: Graph, seed: int = 5) -> tuple[Graph, Tensor]:
     return permuted(graph, order), order
 
 
+def thin(*, directed: bool = False, sparse: bool = False, num_nodes: int = 60, seed: int = 0) -> Graph:
+    """A thin random graph: several components, isolated nodes, the first and the last node among them."""
+    generator = Generator().manual_seed(seed)
+    edges = 1 + torch.randint(num_nodes - 12, (2, 3 * num_nodes // 4), generator=generator)
+    if not directed:
+        edges = torch.cat([edges, edges.flip(0)], 1)
+    x = torch.randn(num_nodes, 40, generator=generator)
+    if sparse:
+        x = x * (torch.rand(num_nodes, 40, generator=generator) < 0.05)
+    ids = torch.arange(num_nodes)
+    third = num_nodes // 3
+    split = {"train": ids[:third], "val": ids[third : 2 * third], "test": ids[2 * third :]}
+    return Graph(x, edges, ids % 3, split, name="thin")
+
+
 # -- an imaginary teacher ----------------------------------------------------------------------------------------
 
 
@@ -199,14 +214,29 @@ def calls_the_part_on_labels_label(name: str, tmp_path: Path) -> None:
         assert torch.equal(before[key], after[key]), f"{name}: part {key!r} reads labels"
 
 
+def drawn_rows(batch: Batch) -> int:
+    """How many rows a step is about; those after them are there for their edges."""
+    return batch.batch_size or len(batch.row)
+
+
 def estimates_the_label_loss_without_bias(name: str, tmp_path: Path) -> None:
-    """The mean over an epoch of equal batches is the value on the whole."""
-    model, method, (whole,) = steps(name, blocks(), batch_size=1000)
-    size = 3 if REGISTRY[name].nodes == "train" else 6
-    batches = steps(name, blocks(), batch_size=size)[2]
-    assert len({len(batch.row) for batch in batches}) == 1
-    values = [method(model(*batch.inputs), batch)["label"] for batch in batches]
-    torch.testing.assert_close(torch.stack(values).mean(), method(model(*whole.inputs), whole)["label"])
+    """The mean over an epoch of equal batches is the value on the whole: of every part that draws nothing at random."""
+    for options in ({}, drawn_options(name)):  # a default may leave a part out
+        model, method, (whole,) = steps(name, blocks(), batch_size=1000, **options)
+        size = 3 if REGISTRY[name].nodes == "train" else 6
+        batches = steps(name, blocks(), batch_size=size, **options)[2]
+        assert {drawn_rows(batch) for batch in batches} == {size}
+
+        def values(batch: Batch, seed: int, model: MLP = model, method: Method = method) -> Mapping[str, Tensor]:
+            torch.manual_seed(seed)
+            return method(model(*batch.inputs), batch)
+
+        expected, again = values(whole, 0), values(whole, 1)
+        found = [values(batch, seed) for seed, batch in enumerate(batches)]
+        for key in expected:
+            if key == "label" or torch.equal(expected[key], again[key]):
+                mean = torch.stack([parts[key] for parts in found]).mean()
+                torch.testing.assert_close(mean, expected[key], msg=lambda m, key=key: f"{name}: part {key!r}: {m}")
 
 
 def is_reproducible(name: str, tmp_path: Path) -> None:
@@ -248,7 +278,7 @@ def ignores_node_order(name: str, tmp_path: Path) -> None:
 
 def survives_one_row(name: str, tmp_path: Path) -> None:
     model, method, batches = steps(name, blocks(), batch_size=1)
-    assert {len(batch.row) for batch in batches} == {1}
+    assert {drawn_rows(batch) for batch in batches} == {1}
     for batch in batches:
         sum(parts_of(name, model, method, batch).values()).backward()
 
@@ -316,13 +346,17 @@ def refuses_missing_outputs(name: str, tmp_path: Path) -> None:
             student(name).fit(graph, replace(outputs_of(graph), **dict.fromkeys(gone)))
 
 
+def drawn_options(name: str, seed: int = 0) -> dict[str, Any]:
+    """Options from the method's default search space."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return REGISTRY[name].space(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())
+
+
 def searches_within_its_options(name: str, tmp_path: Path) -> None:
     """Whatever the default search space draws is taken by the constructor."""
     cls = REGISTRY[name]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(30):
-        drawn = cls.space(study.ask())
+    for seed in range(30):
+        drawn = drawn_options(name, seed)
         assert drawn.keys() <= cls.options().keys()
         cls(**drawn)
 

@@ -17,6 +17,7 @@ from torch import nn
 from g2m import estimators, storage
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
+from g2m.frequency import indicators
 from g2m.methods import REGISTRY
 from g2m.methods.glnn import GLNN
 from g2m.models import BACKBONES, Output
@@ -623,3 +624,45 @@ def test_a_student_of_an_unknown_method_still_predicts(trained, tmp_path, monkey
 def test_scores_where_there_is_no_test_part(trained):
     graph = GRAPH.with_split({part: GRAPH.split[part] for part in ("train", "val")})
     assert trained.evaluate(graph) == {"val": trained.score(GRAPH, "val")}
+
+
+# -- one step an epoch, and what is recorded -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["mlp", "glnn", "ff_g2m"])
+def test_all_at_once_is_one_batch_of_everything(method):
+    graph = blocks()
+    first, second = (
+        Student(method, hidden_channels=8, max_epochs=4, batch_size=size).fit(graph, outputs_of(graph))
+        for size in ("all", 1000)
+    )
+    for a, b in zip(first.model_.parameters(), second.model_.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": "whole"}, {"batch_size": 0}, {"edge_batch_size": 1.5}])
+def test_wrong_batch_sizes_are_refused_at_once(options):
+    with pytest.raises(G2MError, match=next(iter(options))):
+        Student("ff_g2m", **options)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_indicators_are_recorded_on_the_observed_graph_and_change_nothing(unseen):
+    graph = blocks(unseen=unseen)
+    observed, outputs = graph.observed(), outputs_of(graph)
+    plain, watched = (
+        Student("glnn", hidden_channels=8, max_epochs=4, patience=4, dropout=0.3).fit(graph, outputs, indicators=on)
+        for on in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain.model_.parameters(), watched.model_.parameters(), strict=True))
+    record = watched.history_.epochs[watched.history_.best_epoch]
+    expected = indicators(watched.predict_logits(observed.x), outputs.logits, observed.edge_index)
+    assert {key: record[key] for key in expected._fields} == pytest.approx(expected._asdict(), rel=1e-5)
+    assert not set(expected._fields) & plain.history_.epochs[0].keys()
+
+
+def test_indicators_need_a_teacher_to_compare_with():
+    with pytest.raises(G2MError, match=r"indicators: .*teacher\.outputs"):
+        Student("mlp").fit(blocks(), indicators=True)
+    trained = Student("mlp", hidden_channels=8, max_epochs=2).fit(blocks(), outputs_of(blocks()), indicators=True)
+    assert "distance_gap" in trained.history_.epochs[0]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -367,3 +369,43 @@ def test_observed_and_unseen_make_the_whole(graph, seed):
     unseen_edges = torch.isin(graph.edge_index, view.part("unseen")).any(0).sum()
     assert seen.num_edges + unseen_edges == graph.num_edges
     assert seen.fingerprint() == graph.inductive(seed=seed, fraction=0.5).observed().fingerprint()
+
+
+# -- edges, once or not at all -------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*has no edges")
+@settings(deadline=None, max_examples=40)
+@given(random_graphs(), st.booleans())
+def test_undirected_edges_are_each_edge_once(graph, symmetric):
+    source, target = graph.edge_index
+    if symmetric:
+        graph = replace(graph, edge_index=torch.cat([graph.edge_index, graph.edge_index.flip(0)], 1))
+        source, target = graph.edge_index
+    arcs = {(a, b) for a, b in zip(source.tolist(), target.tolist(), strict=True) if a != b}
+    once = list(zip(*graph.undirected_edges.tolist(), strict=True))
+    assert len(once) == len(set(once))
+    if arcs == {(b, a) for a, b in arcs}:
+        assert {frozenset(e) for e in once} == {frozenset(a) for a in arcs}
+        assert len(once) * 2 == len(arcs)
+    else:
+        assert set(once) == arcs
+
+
+@pytest.mark.parametrize("edges", [True, False])
+def test_fingerprint_with_and_without_edges(edges):
+    graph = ring(12)
+    fewer = replace(graph, edge_index=graph.edge_index[:, 1:])
+    assert (fewer.fingerprint(edges=edges) == graph.fingerprint(edges=edges)) is not edges
+    assert replace(graph, x=graph.x + 1).fingerprint(edges=edges) != graph.fingerprint(edges=edges)
+    assert graph.fingerprint(edges=True) != graph.fingerprint(edges=False)
+
+
+def test_without_edges_keeps_the_nodes_and_says_nothing(recwarn):
+    graph = ring(12).inductive(fraction=0.5)
+    alone = graph.without_edges()
+    assert alone.num_edges == 0
+    assert alone.setting == "inductive"
+    assert alone.fingerprint(edges=False) == graph.fingerprint(edges=False)
+    assert alone.observed().fingerprint(edges=False) == graph.observed().fingerprint(edges=False)
+    assert not recwarn.list

@@ -1,5 +1,6 @@
 """Networks against PyG's own layers, dense formulas and arithmetic by hand."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -7,13 +8,27 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 import torch_geometric.typing
-from cases import blocks, shuffled
+from cases import blocks, shuffled, thin, weights
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from g2m import models
 from g2m.errors import G2MError
+from g2m.estimators import Teacher
 from g2m.graph import Graph
-from g2m.models import BACKBONES, GNN, MLP, Output, Wrapped, mean_adjacency, sum_adjacency, symmetric_adjacency
+from g2m.models import (
+    BACKBONES,
+    GNN,
+    MLP,
+    Linear,
+    Output,
+    PropagateConv,
+    Wrapped,
+    mean_adjacency,
+    relu_dropout,
+    sum_adjacency,
+    symmetric_adjacency,
+)
 from g2m.sparse import CSR, features
 
 
@@ -132,8 +147,38 @@ def test_equals_its_oracle_in_value_and_gradient(backbone, options, oracle, spar
 def test_order_of_map_and_propagation_is_nothing_to_the_result(backbone, options, oracle):
     graph = random_graph("undirected")
     model = build(backbone, 6, 20, 3, **options).eval()  # widens, then narrows: both orders
-    assert [conv.linear_first for conv in model.backbone.convs] == [False, True]
-    torch.testing.assert_close(model(graph.x, model.backbone.adjacency(graph)).logits, oracle(model, graph)[1])
+    adjacency = model.backbone.adjacency(graph)
+    assert [conv._linear_first(adjacency) for conv in model.backbone.convs] == [False, True]
+    torch.testing.assert_close(model(graph.x, adjacency).logits, oracle(model, graph)[1])
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (2, 9)], ids=["square", "cut"])
+@pytest.mark.parametrize(("inner", "out"), [(6, 20), (20, 6), (5, 5)])
+def test_either_order_of_map_and_propagation_gives_the_same(inner, out, shape, monkeypatch):
+    adjacency = sum_adjacency(random_graph("directed"), loops=1.0)[torch.arange(shape[0])]
+    torch.manual_seed(0)
+    conv, x, upstream = PropagateConv(inner, out, 1.0), torch.randn(9, inner), torch.randn(shape[0], out)
+    nn.init.normal_(conv.bias)
+    results = []
+    for first in (True, False):
+        monkeypatch.setattr(PropagateConv, "_linear_first", lambda *_, first=first: first)
+        y = conv(x, adjacency)
+        results.append((y, *torch.autograd.grad(y, list(conv.parameters()), upstream)))
+    expected = adjacency.to_dense() @ x @ conv.linear.weight.T + conv.bias
+    torch.testing.assert_close(results[0][0], expected)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_map_goes_first_where_it_leaves_less_to_do():
+    graph = random_graph("undirected")
+    square = sum_adjacency(graph, loops=1.0)
+    one_row, all_but = square[torch.tensor([0])], square.shape[1]
+    assert PropagateConv(100, 3, 1.0)._linear_first(square)
+    assert not PropagateConv(3, 100, 1.0)._linear_first(square)
+    # Mapping what one row reads is dearer than mapping the one row.
+    assert one_row.shape == (1, all_but)
+    assert not PropagateConv(100, 90, 1.0)._linear_first(one_row)
 
 
 # -- by hand: the path 0-1-2 and node 3 alone ----------------------------------------------------------------------
@@ -232,7 +277,10 @@ def test_hidden_is_the_input_of_the_last_layer(backbone, num_layers):
     output = model(x, adjacency)
     assert output.hidden.shape == (9, 8)
     if backbone != "appnp":
-        last = model.backbone.projections[-1](output.hidden) if backbone == "gat" else output.hidden
+        last = output.hidden
+        if backbone == "gat":  # PyG's convolution: arcs from one set of nodes to another, here the same
+            x = model.backbone.projections[-1](last)
+            last, adjacency = (x, x), torch.stack([adjacency.col.long(), adjacency.row_of_entry()])
         torch.testing.assert_close(model.backbone.convs[-1](last, adjacency), output.logits)
 
 
@@ -275,6 +323,350 @@ def test_appnp_drops_edges_in_training_and_restarts():
     torch.testing.assert_close(model(x, adjacency).logits, model.backbone.mlp(x).logits)
     model = build("appnp", edge_dropout=0.0)
     assert torch.equal(model(x, adjacency).logits, model.eval()(x, adjacency).logits)
+
+
+# -- no more than the receptive field --------------------------------------------------------------------------------
+
+PLAIN = {"appnp": {"propagations": 3, "edge_dropout": 0.0}, "gat": {"heads": 2, "attention_dropout": 0.0}}
+ASKED = {
+    "one": torch.tensor([5]),
+    "isolated": torch.tensor([59]),
+    "mixed": torch.tensor([59, 7, 0, 3, 55, 11]),
+    "all": torch.randperm(60, generator=Generator().manual_seed(1)),
+}
+
+
+def is_cut(inputs: tuple) -> bool:
+    return isinstance(inputs[1], list)
+
+
+def test_the_thin_graph_has_what_these_tests_are_about():
+    graph = thin()
+    linked = graph.edge_index.unique().tolist()
+    assert 5 in linked
+    assert not {0, 59} & set(linked)
+    assert isinstance(graph.features, Tensor)
+    assert isinstance(thin(sparse=True).features, CSR)
+    for backbone in BACKBONES:
+        model = build(backbone, 40, 8, 3, **PLAIN.get(backbone, {}))
+        assert [is_cut(model.inputs_for(graph, nodes)[0]) for nodes in ASKED.values()] == [True, True, True, False]
+
+
+@backbones
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("directed", [False, True], ids=["undirected", "directed"])
+def test_the_receptive_field_answers_as_the_whole_graph_does(backbone, norm, num_layers, sparse, directed):
+    """In value and in gradient, for one node or many, isolated ones too."""
+    graph = thin(directed=directed, sparse=sparse)
+    model = build(backbone, 40, 8, 3, num_layers=num_layers, norm=norm, **PLAIN.get(backbone, {})).train()
+    parameters = list(model.parameters())
+    whole = model(*model.inputs(graph))
+    for nodes in ASKED.values():
+        inputs, row = model.inputs_for(graph, nodes)
+        part = model(*inputs)
+        assert torch.equal(row, nodes if is_cut(inputs) else torch.arange(60))
+        assert part.logits.shape == (len(row), 3)
+        torch.testing.assert_close(part.logits, whole.logits[row], rtol=1e-4, atol=1e-5)
+        if num_layers == 1:
+            assert part.hidden is None
+        else:
+            assert part.hidden.shape == (len(row), 8)
+            torch.testing.assert_close(part.hidden, whole.hidden[row], rtol=1e-4, atol=1e-5)
+        upstream = torch.randn(len(row), 3)
+        for a, b in zip(
+            torch.autograd.grad(part.logits, parameters, upstream),
+            torch.autograd.grad(whole.logits[row], parameters, upstream, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@backbones
+def test_no_layer_answers_for_more_nodes_than_the_next_one_reads(backbone):
+    graph = thin()
+    model = build(backbone, 40, 8, 3, num_layers=3, **PLAIN.get(backbone, {}))
+    (x, layers), row = model.inputs_for(graph, ASKED["mixed"])
+    sizes = [len(x), *(len(layer) for layer in layers)]
+    assert [layer.shape[1] for layer in layers] == sizes[:-1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == len(row) < sizes[0] < graph.num_nodes
+    assert len(layers) == model.hops
+    assert torch.equal(x[: len(row)], graph.x[row])
+
+
+@backbones
+def test_batch_norm_gets_every_node(backbone):
+    """Its statistics are over all of them; a network of one layer has none."""
+    graph = thin()
+    for num_layers in (1, 2, 3):
+        model = build(backbone, 40, 8, 3, num_layers=num_layers, norm="batch", **PLAIN.get(backbone, {}))
+        inputs, row = model.inputs_for(graph, ASKED["one"])
+        assert is_cut(inputs) is (num_layers == 1)
+        if num_layers > 1:
+            assert torch.equal(row, torch.arange(60))
+            assert inputs[0] is graph.features
+            assert len(inputs[1]) == 60
+
+
+@backbones
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_whole_graph_is_taken_where_less_gains_nothing(backbone, num_layers):
+    ring = torch.arange(40)
+    graph = Graph(torch.randn(40, 6), torch.stack([ring, ring.roll(1)]), ring % 3, {})
+    model = build(backbone, num_layers=num_layers, **PLAIN.get(backbone, {}))
+    for nodes, cut in [(ring, False), (ring[1:], False), (ring[::8], True), (ring[:4], True)]:
+        inputs, row = model.inputs_for(graph, nodes)
+        assert is_cut(inputs) is cut
+        assert torch.equal(row, nodes if cut else ring)
+        if not cut:
+            assert inputs[0] is graph.features
+            assert inputs[1].shape == (40, 40)
+        else:
+            assert sum(layer.nnz for layer in inputs[1]) < model.hops * model.inputs(graph)[1].nnz
+
+
+def test_no_propagation_and_no_edges_take_the_whole_graph():
+    model = build("appnp", 40, 8, 3, propagations=0)
+    assert torch.equal(model.inputs_for(thin(), ASKED["one"])[1], torch.arange(60))
+    with pytest.warns(UserWarning, match="no edges"):
+        empty = Graph(torch.randn(9, 6), torch.empty(2, 0), torch.arange(9) % 3)
+    model = build("gin")
+    inputs, row = model.inputs_for(empty, torch.tensor([2]))
+    torch.testing.assert_close(model(*inputs).logits, model(*model.inputs(empty)).logits[row])
+
+
+def test_a_module_of_ones_own_gets_the_whole_graph():
+    graph = thin()
+    (x, edge_index), row = Wrapped(nn.Identity()).inputs_for(graph, ASKED["one"])
+    assert x is graph.x
+    assert edge_index is graph.edge_index
+    assert torch.equal(row, torch.arange(60))
+
+
+@backbones
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_teacher_trained_on_receptive_fields_is_the_one_trained_on_the_whole(backbone, norm, monkeypatch):
+    options = {"hidden_channels": 8, "norm": norm, "max_epochs": 12, "lr": 0.003, "device": "cpu"}
+    options |= PLAIN.get(backbone, {})
+    split = {"train": torch.arange(0, 30, 3), "val": torch.arange(1, 31, 3), "test": torch.arange(60, 120)}
+    graph, cut, teachers = replace(thin(num_nodes=120), split=split), [], []
+    inputs_for = GNN.inputs_for
+
+    def spy(self: GNN, graph: Graph, nodes: Tensor) -> tuple[tuple, Tensor]:
+        inputs, row = inputs_for(self, graph, nodes)
+        cut.append(is_cut(inputs))
+        return inputs, row
+
+    def everything(self: GNN, graph: Graph, nodes: Tensor) -> tuple[tuple, Tensor]:
+        return self.inputs(graph), torch.arange(graph.num_nodes)
+
+    for function in (spy, everything):
+        monkeypatch.setattr(GNN, "inputs_for", function)
+        teachers.append(Teacher(backbone, **options).fit(graph))
+    assert cut == [True, True]
+    first, second = teachers
+    for a, b in zip(first.history_.epochs, second.history_.epochs, strict=True):
+        assert (a["loss"], a["label"], a["val"]) == pytest.approx((b["loss"], b["label"], b["val"]), rel=1e-4)
+    assert first.history_.best_epoch == second.history_.best_epoch
+    for a, b in zip(weights(first).values(), weights(second).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# -- ReLU and dropout in one -----------------------------------------------------------------------------------------
+
+P = (0.0001, 0.1, 0.5, 0.9, 0.99)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+def taken(p: float) -> float:
+    """The probability in place of ``p``: sixteen bits an entry."""
+    return round(p * 2**16) / 2**16
+
+
+def dropped_ones(p: float, size: int, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    return relu_dropout(torch.ones(size), p, True)
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (1.0, False), (0.0, True)])
+def test_relu_dropout_is_relu_in_evaluation_or_at_zero(p, training):
+    x = torch.randn(50, 7)
+    assert torch.equal(relu_dropout(x.clone(), p, training), x.relu())
+
+
+def test_relu_dropout_at_one_leaves_nothing():
+    leaf = torch.randn(50, 7, requires_grad=True)
+    y = relu_dropout(leaf * 1, 1.0, True)
+    assert not y.any()
+    assert not torch.autograd.grad(y.sum(), leaf)[0].any()
+
+
+@dtypes
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (3, 5), (7,), (64, 32), (2**20 + 3,), (3, 2**19 + 1)])
+def test_relu_dropout_keeps_scaled_entries_exactly_and_its_gradient_follows(shape, p, dtype):
+    torch.manual_seed(0)
+    leaf, upstream = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(shape, dtype=dtype)
+    y = relu_dropout(leaf * 1, p, True)
+    gradient = torch.autograd.grad(y, leaf, upstream)[0]
+    with torch.no_grad():
+        kept, scale = y > 0, 1 / (1 - taken(p))
+        assert y.dtype == gradient.dtype == dtype
+        assert torch.equal(y, torch.where(kept, leaf.relu() * scale, 0))
+        assert torch.equal(gradient, torch.where(kept, upstream * scale, 0))
+
+
+def test_relu_dropout_passes_gradcheck():
+    x = torch.randn(6, 7, dtype=torch.float64, generator=Generator().manual_seed(0), requires_grad=True)
+
+    def call(x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return relu_dropout(x * 1, 0.4, True)
+
+    assert torch.autograd.gradcheck(call, x)
+    assert torch.autograd.gradgradcheck(call, x)
+
+
+@pytest.mark.parametrize("p", P)
+def test_relu_dropout_keeps_as_many_as_it_should_everywhere(p):
+    """Within five standard deviations: in all, in each part that is drawn at once, in each quarter of a draw."""
+    size = 2**21 + 2**18
+    kept = dropped_ones(p, size) > 0
+    for some in (kept, kept[: 2**20], kept[2**20 : 2**21], kept[2**21 :], *(kept[i::4] for i in range(4))):
+        n = len(some)
+        error = 5 * (n * p * (1 - p)) ** 0.5 + n * 2**-17  # the second term: a step of the probability
+        assert abs(int(some.sum()) - n * (1 - p)) <= error
+
+
+@pytest.mark.parametrize("p", [2**-16, 0.25, 0.5, 1 - 2**-4, 1 - 2**-10])
+def test_relu_dropout_is_unbiased(p):
+    size = 2**22
+    y = dropped_ones(p, size)
+    assert abs(float(y.double().mean()) - 1) <= 5 * (p / (1 - p) / size) ** 0.5
+
+
+@pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
+def test_relu_dropout_next_to_the_ends_of_its_range_is_finite(p):
+    y = dropped_ones(p, 2**18)
+    assert torch.isfinite(y).all()
+    assert torch.equal(y, torch.ones(2**18)) if p < 0.5 else int(y.count_nonzero()) < 50
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_relu_dropout_treats_neighbours_independently(p):
+    size = 2**21 + 2**20
+    kept = (dropped_ones(p, size) > 0).double() - (1 - p)
+    for lag in (1, 2, 3, 4, 5, 8, 16, 64, 4096, 2**18, 2**20, 2**21):
+        a, b = kept[:-lag], kept[lag:]
+        assert abs(float((a * b).mean())) <= 5 * p * (1 - p) / len(a) ** 0.5
+
+
+def test_relu_dropout_draws_from_torchs_generator():
+    first, again, other = (dropped_ones(0.5, 2**20 + 5, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.manual_seed(0)
+    once, twice = (relu_dropout(torch.ones(999), 0.5, True) for _ in range(2))
+    assert not torch.equal(once, twice)
+
+
+def test_relu_dropout_may_write_into_its_input_but_not_into_a_leaf():
+    leaf = torch.randn(6, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        relu_dropout(leaf, 0.5, True)
+    # A result that its own operation keeps for its gradient is protected as well.
+    kept_by_exp = leaf.exp()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        relu_dropout(kept_by_exp, 0.5, True).sum().backward()
+    with torch.no_grad():
+        assert relu_dropout(leaf.exp(), 0.5, True).grad_fn is None
+
+
+def test_relu_dropout_of_a_transposed_tensor():
+    torch.manual_seed(0)
+    leaf = torch.randn(30, 50, requires_grad=True)
+    y = relu_dropout(leaf.t() * 1, 0.25, True)
+    gradient = torch.autograd.grad(y.sum(), leaf)[0]
+    kept = y > 0
+    torch.testing.assert_close(y, torch.where(kept, leaf.t().relu() / 0.75, 0))
+    torch.testing.assert_close(gradient, kept.t() / 0.75)
+    assert 0.2 < float(kept.float().mean()) < 0.55
+
+
+def remember(monkeypatch) -> list[Tensor]:
+    """Have networks keep their masks."""
+    masks = []
+
+    def recorded(x: Tensor, p: float, training: bool) -> Tensor:
+        y = relu_dropout(x, p, training)
+        masks.append((y > 0) / (1 - taken(p)))
+        return y
+
+    monkeypatch.setattr(models, "relu_dropout", recorded)
+    return masks
+
+
+def replay(monkeypatch, masks: list[Tensor]) -> None:
+    """Have networks take these masks, out of place and by torch's own gradient."""
+    left = iter(masks)
+    monkeypatch.setattr(models, "relu_dropout", lambda x, p, training: F.relu(x) * next(left))
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("network", ["mlp", *sorted(BACKBONES)])
+def test_writing_in_place_changes_no_value_and_no_gradient_of_a_network(network, norm, sparse, monkeypatch):
+    graph = thin(sparse=sparse)
+    if network == "mlp":
+        torch.manual_seed(0)
+        model, inputs = MLP(40, 8, 3, num_layers=3, dropout=0.5, norm=norm), (graph.features,)
+    else:
+        model = build(network, 40, 8, 3, num_layers=3, dropout=0.5, norm=norm, **PLAIN.get(network, {}))
+        inputs = model.inputs(graph)
+    masks, results, upstream = remember(monkeypatch), [], torch.randn(60, 3)
+    for _ in range(2):
+        torch.manual_seed(1)
+        output = model.train()(*inputs)
+        gradients = torch.autograd.grad(output.logits, list(model.parameters()), upstream)
+        results.append((output.logits, output.hidden, *gradients))
+        replay(monkeypatch, masks)
+    assert len(masks) == 2
+    assert all(0.05 < float((mask > 0).float().mean()) < 0.45 for mask in masks)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+# -- the linear layer ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("out", "wide"), [(1, False), (7, False), (63, False), (64, True), (200, True)])
+def test_linear_is_torchs_and_a_wide_one_is_stored_input_major(out, wide, bias, sparse):
+    torch.manual_seed(0)
+    plain = nn.Linear(9, out, bias)
+    torch.manual_seed(0)
+    ours = Linear(9, out, bias)
+    assert torch.equal(ours.weight, plain.weight)
+    x, upstream = random_graph("undirected", num_features=9).x, torch.randn(9, out)
+    results = []
+    for layer, given in [(ours, CSR.from_dense(x) if sparse else x), (plain, x)]:
+        y = layer(given)
+        results.append((y, *torch.autograd.grad(y, list(layer.parameters()), upstream)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    optimiser = torch.optim.Adam(ours.parameters())
+    ours(CSR.from_dense(x)).square().sum().backward()
+    optimiser.step()
+    state = optimiser.state[ours.weight]
+    loaded = Linear(9, out, bias)
+    loaded.load_state_dict(ours.state_dict())
+    assert torch.equal(loaded.weight, ours.weight)
+    tensors = [ours.weight, ours.weight.grad, state["exp_avg"], state["exp_avg_sq"]]
+    for tensor in (*tensors, copy.deepcopy(ours).weight, loaded.weight):
+        assert (tensor.t() if wide else tensor).is_contiguous()
 
 
 # -- MLP -----------------------------------------------------------------------------------------------------------

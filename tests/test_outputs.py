@@ -183,3 +183,50 @@ def test_student_refuses_outputs_of_other_unseen_nodes():
 def test_outputs_without_a_fingerprint_are_refused(outputs):
     with pytest.raises(G2MError, match="fingerprint None"):
         replace(outputs, meta={}).check(blocks())
+
+
+# -- derived knowledge and belonging -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_teacher_hands_over_the_sums_over_neighbourhoods(unseen):
+    graph = blocks(unseen=unseen)
+    observed = graph.observed()
+    outputs = Teacher("gcn", hidden_channels=8, max_epochs=3).fit(graph).outputs(graph)
+    dense = torch.eye(observed.num_nodes)
+    dense[observed.edge_index[1], observed.edge_index[0]] = 1
+    torch.testing.assert_close(outputs.low_target, dense @ outputs.soft_labels())
+    torch.testing.assert_close(outputs.low_pass(), dense @ outputs.soft_labels() / dense.sum(1, keepdim=True))
+
+
+def test_high_pass_is_how_ends_differ_whatever_the_offset(outputs):
+    edges = torch.tensor([[0, 3, 5], [1, 3, 0]])
+    high = outputs.high_pass(edges)
+    logits = outputs.logits - outputs.logits.mean(1, keepdim=True)
+    torch.testing.assert_close(high, (logits[[0, 3, 5]] - logits[[1, 3, 0]]).abs())
+    assert not high[1].any()
+    shift = torch.arange(36.0)[:, None]
+    torch.testing.assert_close(replace(outputs, logits=outputs.logits + shift).high_pass(edges), high)
+
+
+def test_low_pass_says_where_it_comes_from(outputs):
+    with pytest.raises(G2MError, match=r"low_target: not in these outputs.*teacher\.outputs"):
+        replace(outputs, low_target=None).low_pass()
+
+
+def test_a_graph_without_edges_will_do_only_where_that_is_said():
+    graph = blocks(unseen=True)
+    outputs = Teacher("gcn", hidden_channels=8, max_epochs=3).fit(graph).outputs(graph)
+    alone = graph.without_edges()
+    outputs.check(alone, edges=False)
+    outputs.check(graph, edges=False)
+    with pytest.raises(G2MError, match="takes edges"):
+        outputs.check(alone)
+    other = replace(alone, x=alone.x + (torch.arange(36) == 0)[:, None])
+    fewer = replace(graph, edge_index=graph.edge_index[:, 2:])
+    for wrong in (other, fewer):
+        with pytest.raises(G2MError, match="another graph"):
+            outputs.check(wrong, edges=False)
+    bare = replace(outputs, meta={"fingerprint": outputs.meta["fingerprint"]})
+    with pytest.raises(G2MError, match="another graph"):
+        bare.check(alone, edges=False)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
+from torch_geometric.utils import k_hop_subgraph
 
-from g2m.sparse import CSR, features
+from g2m.sparse import CSR, features, receptive_field
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -149,3 +150,79 @@ def test_other_values_on_the_same_pattern_transpose_alike():
     other = matrix.with_value(matrix.value * torch.tensor([1.0, 0.0, -1.0]))
     assert torch.equal(other.T.to_dense(), other.to_dense().T)
     assert torch.equal(other.to_dense(), torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -4.0]]))
+
+
+# -- receptive fields ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def queries(draw) -> tuple[CSR, Tensor, Tensor]:
+    """An adjacency as CSR and dense, directed, with isolated nodes, loops and repeats; and some nodes in any order."""
+    size = draw(st.integers(1, 8))
+    arcs = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, size - 1)), max_size=14))
+    row, col = torch.tensor(arcs, dtype=torch.long).reshape(-1, 2).T
+    value = torch.tensor(draw(st.lists(st.integers(-3, 3), min_size=len(arcs), max_size=len(arcs)))).double()
+    dense = torch.zeros(size, size, dtype=torch.float64).index_put((row, col), value, accumulate=True)
+    nodes = draw(st.permutations(range(size)))[: draw(st.integers(1, size))]
+    return CSR.from_coo(row, col, value, (size, size)), dense, torch.tensor(nodes)
+
+
+@settings(quick, max_examples=150)
+@given(queries(), st.integers(0, 4))
+def test_receptive_field_is_the_k_hop_neighbourhood_layer_by_layer(query, num_layers):
+    csr, dense, nodes = query
+    arcs = torch.stack([csr.col.long(), csr.row_of_entry()])
+    field, layers = receptive_field(csr, nodes, num_layers)
+    assert len(layers) == num_layers
+    assert torch.equal(field[: len(nodes)], nodes)
+    reads = [layer.shape[1] for layer in layers] + [len(nodes)]
+    assert len(field) == reads[0]
+    for i, size in enumerate(reads):  # what layer i reads: the first rows of the field, as far as the hops left
+        expected, *_ = k_hop_subgraph(nodes, num_layers - i, arcs, num_nodes=len(csr))
+        assert torch.equal(field[:size].sort().values, expected)
+    for layer, read, answered in zip(layers, reads[:-1], reads[1:], strict=True):
+        assert (len(layer), layer.shape) == (answered, (answered, read))
+        assert layer.crow.dtype == layer.col.dtype == torch.int32
+        sub = dense[field[:answered]]
+        assert torch.equal(layer @ torch.eye(read).double(), sub[:, field[:read]])
+        sub[:, field[:read]] = 0
+        assert not sub.any()  # nothing was left out
+
+
+@settings(quick, max_examples=100)
+@given(queries(), st.integers(0, 4))
+def test_layers_in_a_chain_are_rows_of_the_matrix_power_in_value_and_gradient(query, num_layers):
+    csr, dense, nodes = query
+    x, upstream = integers(len(csr), 2).requires_grad_(), integers(len(nodes), 2, seed=1)
+    field, layers = receptive_field(csr, nodes, num_layers)
+    part, whole = x[field], x
+    for layer in layers:
+        part, whole = layer @ part, dense @ whole
+    assert torch.equal(part, whole[nodes])
+    first, second = (torch.autograd.grad(out, x, upstream)[0] for out in (part, whole[nodes]))
+    assert torch.equal(first, second)
+
+
+def test_receptive_field_follows_arcs_to_their_sources_alone():
+    arc = CSR.from_coo(torch.tensor([1]), torch.tensor([0]), torch.ones(1), (3, 3))  # 1 reads 0
+    for nodes, expected in [([1], [1, 0]), ([0], [0]), ([2], [2]), ([2, 1], [2, 1, 0]), ([0, 1], [0, 1])]:
+        field, _ = receptive_field(arc, torch.tensor(nodes), 2)
+        assert field.tolist() == expected
+
+
+def test_an_isolated_node_is_its_own_field_and_gets_nothing():
+    empty = torch.empty(0, dtype=torch.long)
+    csr = CSR.from_coo(empty, empty, torch.empty(0), (4, 4))
+    field, layers = receptive_field(csr, torch.tensor([3, 1]), 3)
+    assert field.tolist() == [3, 1]
+    assert [(layer.shape, layer.nnz) for layer in layers] == [((2, 2), 0)] * 3
+    assert torch.equal(layers[0] @ torch.ones(2, 5), torch.zeros(2, 5))
+
+
+def test_receptive_field_leaves_the_adjacency_as_it_was():
+    csr = CSR.from_dense(torch.ones(5, 5).triu())
+    before = csr.to_dense().clone()
+    nodes = torch.tensor([4, 2])
+    receptive_field(csr, nodes, 2)
+    assert torch.equal(csr.to_dense(), before)
+    assert nodes.tolist() == [4, 2]

@@ -33,12 +33,14 @@ class Method(nn.Module):
         paper: authors or system, venue and year; empty for baselines.
         needs: fields of :class:`~g2m.outputs.TeacherOutputs` it reads; empty if it has no teacher.
         nodes: the nodes a step draws from: ``"observed"`` (default) or ``"train"``.
+        takes_edges: whether it looks at the graph's edges, in :meth:`prepare` or :meth:`edges`; default False.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     nodes: ClassVar[str] = "observed"
+    takes_edges: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,6 +55,13 @@ class Method(nn.Module):
         Called once, before training, with the observed graph; row i of everything is node i of it.
         """
         return {}
+
+    def edges(self, graph: Graph) -> Tensor | None:
+        """Return the edges ``[2, E]`` of the observed graph that batches are to carry; default none.
+
+        With edges, the first ``batch.batch_size`` rows of a batch were drawn, and the rest are other ends of its edges.
+        """
+        return None
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``."""
