@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from g2m import frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, check_batch_size, to_device
@@ -24,6 +25,7 @@ from g2m.outputs import TeacherOutputs
 from g2m.train import History, check_options, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
+SELECT = ("metric", "loss")
 _PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
 
 
@@ -132,6 +134,9 @@ class Teacher(_Estimator):
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
         lr, weight_decay: of Adam; defaults 0.01, 5e-4.
         max_epochs, patience: default 200, 50; the epoch is chosen on validation.
+        select: how: by the graph's ``"metric"`` (default, as in the papers), or by ``"loss"``, the cross-entropy. The
+            metric often peaks early, when the teacher is right but not sure of anything; students learn more from
+            the surer one.
         seed: of initial weights and dropout; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: of the backbone, see :class:`~g2m.models.GNN`.
@@ -152,6 +157,7 @@ class Teacher(_Estimator):
         weight_decay: float = 5e-4,
         max_epochs: int = 200,
         patience: int = 50,
+        select: str = "metric",
         seed: int = 0,
         device: str = "auto",
         **options: Any,
@@ -165,7 +171,8 @@ class Teacher(_Estimator):
         check_keys(f"teacher {name!r}", options, [*allowed, *self._arguments()[1:]])
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
-        self.patience, self.seed, self.device, self.options = patience, seed, device, options
+        self.patience, self.select, self.seed, self.device = patience, choose("select", select, SELECT), seed, device
+        self.options = options
         self._check_options()
         if isinstance(model, nn.Module) and (
             shape := self._changed("hidden_channels", "num_layers", "dropout", "norm")
@@ -208,18 +215,29 @@ class Teacher(_Estimator):
         val_inputs, val_row = model.inputs_for(observed, val)
         val_inputs, y_val = tuple(to_device(value, device) for value in val_inputs), observed.y[val].to(device)
         asked = torch.isin(val_row, val).to(device)  # in the order of val: both ascend
+
+        def val_logits() -> Tensor:
+            return model(*val_inputs).logits[asked]
+
+        validate = {
+            "metric": lambda: metrics.score(graph.metric, val_logits(), y_val),
+            "loss": lambda: -float(F.cross_entropy(val_logits(), y_val)),
+        }
         history = fit(
             model,
             _teacher_loss,
             batches,
-            lambda: metrics.score(graph.metric, model(*val_inputs).logits[asked], y_val),
+            validate[self.select],
             checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
             identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
             progress=f"teacher · {graph.name}" if progress else None,
             on_epoch=on_epoch,
             **self._fit_options(),
         )
+        with torch.no_grad():
+            score = metrics.score(graph.metric, val_logits(), y_val)
         self._trained(model, history, observed, graph.setting)
+        self.meta_["val"] = score
         if kept is not None:
             self.save(kept)
         return self
@@ -553,6 +571,8 @@ def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], p
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise G2MError(f"path: the weights in {str(path)!r} do not fit its configuration ({error}).") from None
-    history = History(meta["epochs"], saved["best_epoch"], saved["val"], saved["seconds"])
+    epochs = meta["epochs"]
+    best_score = epochs[saved["best_epoch"]]["val"] if epochs else saved["val"]
+    history = History(epochs, saved["best_epoch"], best_score, saved["seconds"])
     estimator.model_, estimator.history_, estimator.meta_ = model.eval(), history, saved
     return estimator

@@ -10,6 +10,7 @@ from typing import Any
 
 from g2m.errors import G2MError
 from g2m.experiments import find
+from g2m.methods import REGISTRY
 
 Record = Mapping[str, Any]
 PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen")}
@@ -31,7 +32,8 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
 
     A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``options`` (those
     that differ from the shipped experiment), ``seeds``, ``scores`` (part → list over seeds), ``published`` (part →
-    [mean, std] in percent), ``run`` (size of the model) and ``seconds`` (mean training time).
+    [mean, std] in percent; none where a hyper-parameter of the method was changed), ``run`` (size of the model) and
+    ``seconds`` (mean training time).
     """
     rows: dict[tuple, dict[str, Any]] = {}
 
@@ -44,6 +46,9 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
             rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=False))
             rows[key]["options"] = _changed(experiment.config(), record["config"], groups)
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
+            own = REGISTRY[method].options() if who == "student" and method in REGISTRY else ()
+            if any(_differ(experiment.config(), record["config"], "student", name) for name in own):
+                rows[key]["published"] = {}  # another method than the published one
             rows[key] |= {"run": run, "by_seed": {}, "times": {}}
         rows[key]["by_seed"][record["seed"]] = scores
         rows[key]["times"][record["seed"]] = run["seconds"]
@@ -58,6 +63,11 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
         row["scores"] = {part: [s[part] for _, s in sorted(seeds.items())] for part in next(iter(seeds.values()))}
         row["seconds"] = statistics.fmean(row.pop("times").values())
     return sorted(rows.values(), key=_order)
+
+
+def _differ(shipped: Mapping[str, Any], used: Mapping[str, Any], group: str, name: str) -> bool:
+    before, now = (config[f"{group}_options"] for config in (shipped, used))
+    return before.get(name) != now.get(name)
 
 
 def _order(row: Mapping[str, Any]) -> tuple:
@@ -75,7 +85,7 @@ def _changed(shipped: Mapping[str, Any], used: Mapping[str, Any], groups: Iterab
         words += [
             f"{prefix}{key}={now.get(key, 'default')}"
             for key in sorted(before | now)
-            if before.get(key) != now.get(key)
+            if _differ(shipped, used, group, key)
         ]
     return " ".join(words)
 

@@ -8,13 +8,21 @@ losses over arcs, Adam's default kernel, and after each epoch a pass over the gr
 
     python sweeps/speed_ff_g2m.py losses --out docs/results/speed_ff_g2m.jsonl
     python sweeps/speed_ff_g2m.py epoch cora physics --epochs 4 --out docs/results/speed_ff_g2m.jsonl
+
+``size``: memory of a student's training on made-up graphs of ogbn-arxiv's and ogbn-products' size, by kind of batch.
+
+    python sweeps/speed_ff_g2m.py size arxiv products --epochs 1 --out docs/results/size_ff_g2m.jsonl
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from speed import Clock, compare, measure, parse, report
@@ -25,6 +33,7 @@ import g2m
 from g2m.estimators import Student
 from g2m.experiments import find
 from g2m.losses import high_frequency_loss, low_frequency_loss
+from g2m.models import sum_adjacency
 
 NODES, EDGES, CLASSES = 169_343, 1_157_799, 40
 
@@ -86,9 +95,7 @@ def time_loss(loss: Callable[[Tensor], Tensor], epochs: int) -> Times:
 def made_up_outputs(graph: g2m.Graph) -> g2m.TeacherOutputs:
     """Which teacher it is does not change what an epoch costs."""
     logits = torch.randn(graph.num_nodes, graph.num_classes, generator=Generator().manual_seed(1))
-    source, target = graph.edge_index
-    p = logits.softmax(1)
-    low_target = p.index_add(0, target, p[source])
+    low_target = sum_adjacency(graph, loops=1.0).multiply(logits.softmax(1))
     return g2m.TeacherOutputs(graph.node_id, logits, low_target=low_target, meta={"fingerprint": graph.fingerprint()})
 
 
@@ -146,18 +153,75 @@ def our_epoch(graph: g2m.Graph, epochs: int) -> Times:
     return clock.times(), [still.history_.epochs[0]["loss"]]
 
 
+# -- size ----------------------------------------------------------------------------------------------------------
+
+#: nodes, edges, features, classes
+SIZES = {"arxiv": (NODES, EDGES, 128, CLASSES), "products": (2_449_029, 61_859_012, 100, 47)}
+#: by what a step has: all; nodes with their edges; nodes, and as many edges drawn
+BATCHES = {
+    "arxiv": [{"batch_size": "all"}, {"batch_size": 4096}, {"batch_size": 4096, "edge_batch_size": 16384}],
+    "products": [{"batch_size": 65536, "edge_batch_size": 262144}],
+}
+
+
+def made_up_graph(name: str) -> g2m.Graph:
+    nodes, edges, features, classes = SIZES[name]
+    generator = Generator().manual_seed(0)
+    ends = torch.randint(nodes, (2, edges), generator=generator)
+    x, y = torch.randn(nodes, features, generator=generator), torch.arange(nodes) % classes
+    split = {"train": torch.arange(0, nodes // 10), "val": torch.arange(nodes // 10, nodes // 5)}
+    return g2m.Graph(x, torch.cat([ends, ends.flip(0)], 1), y, split, name=name)
+
+
+def size_row(name: str, number: int, epochs: int) -> None:
+    options = BATCHES[name][number]
+    graph = made_up_graph(name)
+    outputs = made_up_outputs(graph)
+    shape = {"num_layers": 3, "hidden_channels": 256, "max_epochs": epochs + 1, "patience": epochs + 1}
+    clock = Clock()
+    student = Student("ff_g2m", **shape, **options)
+    measure(lambda: (student.fit(graph, outputs, on_epoch=clock) and clock.times(), []))
+
+
+def sizes(names: list[str], epochs: int, out: Path | None) -> None:
+    for name in names:
+        times = []
+        for number, options in enumerate(BATCHES[name]):
+            command = [sys.executable, __file__, "size", name, str(number), "--run", "g2m", "--epochs", str(epochs)]
+            run = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            nodes, edges, features, classes = SIZES[name]
+            times.append(run["ms"])
+            row = {
+                "table": "Training a student of 3 × 256, everything in memory",
+                "size of": f"ogbn-{name}",
+                "nodes": f"{nodes:,}",
+                "arcs": f"{2 * edges:,}",
+                "features, classes": f"{features}, {classes}",
+                "nodes a step": options["batch_size"],
+                "edges a step": options.get("edge_batch_size", "those of its nodes"),
+                "peak GB": f"{run['peak_mb'] / 1024:.1f}",
+                "epoch, of the first row's": f"{times[-1] / times[0]:.1f}×",
+            }
+            report(row, out)
+
+
 def main() -> None:
     given = parse(__doc__, [])
     kind, *names = given.data
     if given.run:
         warnings.filterwarnings("ignore")
-        if kind == "losses":
+        if kind == "size":
+            size_row(names[0], int(names[1]), given.epochs)
+        elif kind == "losses":
             loss = loss_runs()[names[0], given.run]
             measure(lambda: time_loss(loss, given.epochs))
         else:
             graph = g2m.load(names[0], seed=0)
             run = {"plain": plain_epoch, "g2m": our_epoch}[given.run]
             measure(lambda: run(graph, given.epochs))
+        return
+    if kind == "size":
+        sizes(names or [*SIZES], given.epochs, given.out)
         return
     if kind == "losses":
         table = f"Losses at {NODES:,} nodes, {2 * EDGES:,} arcs, {CLASSES} classes: value and gradient"

@@ -666,3 +666,35 @@ def test_indicators_need_a_teacher_to_compare_with():
         Student("mlp").fit(blocks(), indicators=True)
     trained = Student("mlp", hidden_channels=8, max_epochs=2).fit(blocks(), outputs_of(blocks()), indicators=True)
     assert "distance_gap" in trained.history_.epochs[0]
+
+
+# -- how a teacher's epoch is chosen -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_select_by_loss_takes_the_epoch_of_the_least_validation_loss(unseen, tmp_path):
+    graph = blocks(60, unseen=unseen)
+    wrong = torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.3
+    graph = replace(graph, y=(graph.y + wrong) % 3)  # more than it can learn: it comes to be wrong and sure of it
+    options = {"hidden_channels": 8, "max_epochs": 60, "patience": 60, "lr": 0.1, "weight_decay": 0.0}
+    taught = Teacher("gcn", select="loss", **options).fit(graph)
+    observed = graph.observed()
+    val = observed.part("val")
+    logits = taught.predict_logits(observed)[val]
+    loss = torch.nn.functional.cross_entropy(logits, observed.y[val])
+    scores = [record["val"] for record in taught.history_.epochs]
+    assert taught.history_.best_score == max(scores) == pytest.approx(-float(loss), rel=1e-4)
+    assert 0 < taught.history_.best_epoch < 59, "neither the first nor the last: there was something to choose"
+    # What is told of it is the metric, after saving and loading too.
+    assert taught.meta_["val"] == taught.evaluate(graph)["val"]
+    loaded = Teacher.load(taught.save(tmp_path / "t.safetensors"))
+    assert loaded.history_.best_score == taught.history_.best_score
+    assert loaded.select == "loss"
+    by_metric = Teacher("gcn", **options).fit(graph)
+    assert by_metric.history_.best_score == by_metric.evaluate(graph)["val"]
+    assert by_metric.history_.best_epoch != taught.history_.best_epoch
+
+
+def test_select_has_two_ways():
+    with pytest.raises(G2MError, match=r"select.*'los'.*Did you mean 'loss'"):
+        Teacher("gcn", select="los")

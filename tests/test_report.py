@@ -9,6 +9,7 @@ from g2m.bench import append_result, read_results
 from g2m.errors import G2MError
 from g2m.experiments import find
 from g2m.report import (
+    curves,
     insert,
     markdown,
     markdown_table,
@@ -238,6 +239,16 @@ def test_plot_is_a_png_of_its_panels(tmp_path, settings):
     assert [file.name for file in path.parent.iterdir()] == ["plot.png"]
 
 
+def test_curves_are_drawn_a_panel_each(tmp_path):
+    line = [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]]
+    panels = {"first": {"a": line, "b": line[:1]}, "second": {"a": line}}
+    path = curves(panels, tmp_path / "new" / "plot.png", title="t", xlabel="epoch")
+    image = imread(path)
+    assert image.shape[1] / image.shape[0] == pytest.approx(2 * 4.2 / 3.8, rel=0.01)
+    assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 2, "something is drawn, in colours"
+    assert [file.name for file in path.parent.iterdir()] == ["plot.png"]
+
+
 # -- a file of results in, tables out --------------------------------------------------------------------------
 
 
@@ -247,3 +258,12 @@ def test_the_page_from_a_file_is_the_page_from_the_records(tmp_path):
         append_result(tmp_path / "r.jsonl", line)
     assert markdown(read_results(tmp_path / "r.jsonl")) == markdown(records)
     assert json.loads(json.dumps(summary(records))) == summary(records)
+
+
+def test_published_scores_stand_beside_the_published_method_only():
+    """A change to training keeps them; a change to the method's own hyper-parameters makes another method of it."""
+    for option, kept in (("max_epochs=9", True), ("teacher.dropout=0.1", True), ("glnn.tau=3", False)):
+        rows = summary([record(options=[option])])
+        student = next(row for row in rows if row["method"] == "glnn")
+        assert bool(student["published"]) is kept
+        assert next(row for row in rows if row["method"] == "teacher")["published"]
