@@ -468,7 +468,7 @@ class Student(_Estimator):
         x_val, y_val = batches.x[val], batches.y[val]
 
         def observe() -> dict[str, float]:
-            return frequency.indicators(model(batches.x).logits, outputs.logits, observed.edge_index)._asdict()
+            return frequency.indicators(model(batches.x).logits.cpu(), outputs.logits, observed.edge_index)._asdict()
 
         history = fit(
             model,

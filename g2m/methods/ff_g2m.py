@@ -76,7 +76,9 @@ class FFG2M(Method):
         if self.low:
             p = log_p.exp()
             low = outputs.low_target if self.tau1 == 1 else sum_adjacency(graph, loops=1.0).multiply(p)
-            times = low.sum(1)  # how often a node is counted: its degree, and once for itself
+            # How often a node is counted: its degree, and once for itself. (Of a directed graph, the arcs into it: the
+            # value of the loss is then off by a constant.)
+            times = low.sum(1)
             mean = times.mean()  # (E + N) / N
             targets["low_target"], targets["low_offset"] = low / mean, times / mean * (p * log_p).sum(1)
         if self.high:
