@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
+from torch_geometric.utils import softmax
 
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
-from g2m.sparse import CSR, receptive_field
+from g2m.sparse import CSR, attention, receptive_field
 
 NORMS = ("none", "batch", "layer")
 
@@ -276,7 +277,7 @@ class GIN(_Stack):
 
 
 class GAT(nn.Module):
-    """PyG's GATConv (Veličković et al., ICLR 2018).
+    """GAT (Veličković et al., ICLR 2018) on the parameters of PyG's GATConv.
 
     ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
     ``attention_dropout``, in [0, 1], default 0.3; ``dropout`` also falls on the features.
@@ -320,9 +321,14 @@ class GAT(nn.Module):
         return Output(self._conv(-1, x, last), x[: len(last)] if hidden else None)
 
     def _conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        x = self.projections[i](x)
-        edge_index = torch.stack([adjacency.col.long(), adjacency.row_of_entry()])
-        return self.convs[i]((x, x[: len(adjacency)]), edge_index)
+        """What ``GATConv.forward`` computes, without a message per arc and channel."""
+        conv, rows = self.convs[i], len(adjacency)
+        x = self.projections[i](x).view(-1, conv.heads, conv.out_channels)
+        row, col = adjacency.row_of_entry(), adjacency.col.long()
+        score = (x * conv.att_src).sum(-1)[col] + (x[:rows] * conv.att_dst).sum(-1)[row]
+        weight = softmax(F.leaky_relu(score, conv.negative_slope), row, num_nodes=rows)
+        x = attention(F.dropout(weight, conv.dropout, self.training), x, adjacency)
+        return (x.flatten(1) if conv.concat else x.mean(1)) + conv.bias
 
 
 class APPNP(nn.Module):

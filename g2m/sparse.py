@@ -129,6 +129,37 @@ class _Product(Function):
         return (ctx.csr.T.multiply(grad) if ctx.needs_input_grad[0] else None), None
 
 
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, x: Tensor, pattern: CSR) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(weight, x)
+        heads = zip(weight.unbind(1), x.unbind(1), strict=True)
+        return torch.stack([pattern.with_value(w.contiguous()).multiply(v) for w, v in heads], 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, x = ctx.saved_tensors
+        heads = zip(weight.unbind(1), grad.unbind(1), strict=True)
+        of_x = torch.stack([ctx.pattern.with_value(w.contiguous()).T.multiply(g) for w, g in heads], 1)
+        entries = zip(ctx.pattern.row_of_entry().split(2**14), ctx.pattern.col.long().split(2**14), strict=True)
+        of_weight = torch.cat([(grad.index_select(0, i) * x.index_select(0, j)).sum(-1) for i, j in entries])
+        return of_weight, of_x, None
+
+
+def attention(weight: Tensor, x: Tensor, pattern: CSR) -> Tensor:
+    """Return the sums ``[R, H, D]`` over each row's entries of ``x`` at their columns, weighted head by head.
+
+    Differentiable in both; nothing of the size of entries × D is held.
+
+    Args:
+        weight: of every entry of ``pattern`` and every head ``[nnz, H]``.
+        x: ``[S, H, D]``.
+        pattern: ``[R, S]``; its own values are not used.
+    """
+    return _Attention.apply(weight, x, pattern)
+
+
 def features(x: Tensor, *, density: float = 0.1) -> Tensor | CSR:
     """Return ``x`` as :class:`CSR` if at most ``density`` of it is non-zero (default 0.1), else unchanged.
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch_geometric.utils import k_hop_subgraph
 
-from g2m.sparse import CSR, features, receptive_field
+from g2m.sparse import CSR, attention, features, receptive_field
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -226,3 +226,35 @@ def test_receptive_field_leaves_the_adjacency_as_it_was():
     receptive_field(csr, nodes, 2)
     assert torch.equal(csr.to_dense(), before)
     assert nodes.tolist() == [4, 2]
+
+
+# -- attention -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entries", [0, 1, 40])
+def test_attention_is_a_dense_product_for_every_head(entries):
+    generator = Generator().manual_seed(0)
+    rows, columns, heads, channels = 6, 9, 3, 4
+    row = torch.randint(rows - 1, (entries,), generator=generator)  # the last row has none
+    col = torch.randint(columns, (entries,), generator=generator)
+    pattern = CSR.from_coo(row, col, torch.ones(entries, dtype=torch.double), (rows, columns))
+    weight = torch.randn(entries, heads, dtype=torch.double, generator=generator, requires_grad=True)
+    x = torch.randn(columns, heads, channels, dtype=torch.double, generator=generator, requires_grad=True)
+    out = attention(weight, x, pattern)
+    dense = torch.zeros(rows, columns, heads, dtype=torch.double)
+    at = (pattern.row_of_entry(), pattern.col.long())
+    expected = torch.einsum("rch,chd->rhd", dense.index_put(at, weight, accumulate=True), x)
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(o.square().sum(), (weight, x)) for o in (out, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_holds_nothing_of_the_size_of_entries_times_channels():
+    pattern = CSR.from_coo(torch.arange(50).repeat(20), torch.arange(1000) % 7, torch.ones(1000), (50, 7))
+    weight, x = torch.rand(1000, 2, requires_grad=True), torch.rand(7, 2, 64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        attention(weight, x, pattern)
+    assert sorted(kept) == [7 * 2 * 64, 1000 * 2]
