@@ -17,12 +17,12 @@ from g2m.report import summary
 AGAINST = {"teacher": "over teacher", "mlp": "over MLP", "glnn": "over GLNN"}
 
 
-def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str) -> list[dict[str, str]]:
+def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str) -> list[dict[str, str]]:
     """Return a row per graph and teacher, the same seeds on both sides, and one with the means of each teacher."""
     scores = {
         (row["data"], row["teacher"], row["method"]): row["scores"][part]
         for row in rows
-        if row["setting"] == setting and not row["options"]
+        if row["setting"] == setting and row["options"] == (options if row["teacher"] else "")
     }
     found: list[tuple[str, dict[str, float]]] = []
     for (data, teacher, name), own in scores.items():
@@ -51,13 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method")
     parser.add_argument("results", type=Path)
+    parser.add_argument("-o", dest="options", default="", help="rows with these options of the run, as in the table")
     parser.add_argument("--out", type=Path, help="results file to write")
     given = parser.parse_args()
     rows = summary(record for record in read_results(given.results) if "key" in record)
     if given.out:
         given.out.unlink(missing_ok=True)
     for setting, part in (("transductive", "test"), ("inductive", "unseen")):
-        for row in gains(rows, given.method, setting, part):
+        for row in gains(rows, given.method, setting, part, given.options):
             print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"))
             if given.out:
                 append_result(given.out, row)
