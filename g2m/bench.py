@@ -168,6 +168,7 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
         "best_epoch": history.best_epoch,
         "epochs": len(history),
         "seconds": round(history.seconds, 2),
+        **{name: round(value, 4) for name, value in estimator.meta_.get("figures", {}).items()},
     }
 
 

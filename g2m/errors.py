@@ -43,9 +43,12 @@ def check_whole(argument: str, value: int, low: int = 1) -> int:
     raise G2MError(f"{argument}: expected a whole number from {low} (got {value!r}).")
 
 
-def check_range(argument: str, value: float, low: float, high: float = inf, *, open_low: bool = False) -> float:
-    """Return ``value`` if it is finite and in [low, high], or (low, high] with ``open_low``; else raise G2MError."""
-    if isinstance(value, (int, float)) and isfinite(value) and low <= value <= high and not (open_low and value == low):
+def check_range(
+    argument: str, value: float, low: float, high: float = inf, *, open_low: bool = False, open_high: bool = False
+) -> float:
+    """Return ``value`` if it is finite and in [low, high], an end left out if it is open; else raise G2MError."""
+    inside = isinstance(value, (int, float)) and isfinite(value) and low <= value <= high
+    if inside and not (open_low and value == low) and not (open_high and value == high):
         return value
-    bracket = "(" if open_low else "["
-    raise G2MError(f"{argument}: expected a number in {bracket}{low}, {high}] (got {value!r}).")
+    brackets = "(" if open_low else "[", ")" if open_high else "]"
+    raise G2MError(f"{argument}: expected a number in {brackets[0]}{low}, {high}{brackets[1]} (got {value!r}).")

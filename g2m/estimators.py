@@ -22,6 +22,7 @@ from g2m.graph import Graph
 from g2m.methods import Method, label_loss, make_method
 from g2m.models import BACKBONES, GNN, MLP, NORMS, Output, Wrapped, backbone_options, sum_adjacency
 from g2m.outputs import TeacherOutputs
+from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
 from g2m.train import History, check_options, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
@@ -137,9 +138,12 @@ class Teacher(_Estimator):
         select: how: by the graph's ``"metric"`` (default, as in the papers), or by ``"loss"``, the cross-entropy. The
             metric often peaks early, when the teacher is right but not sure of anything; students learn more from
             the surer one.
+        tokenizer: ``None`` (default); ``"inside"``: codes stand between the hidden state and the last layer, trained
+            together; ``"beside"``: the GNN is trained as without, then codes for its hidden states; ``"reference"``:
+            the network of VQGraph's published code. See :class:`~g2m.tokenizer.TokenizedGNN`.
         seed: of initial weights and dropout; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
-        options: of the backbone, see :class:`~g2m.models.GNN`.
+        options: of the backbone, see :class:`~g2m.models.GNN`, and of the :class:`~g2m.tokenizer.Tokenizer`.
 
     Raises:
         G2MError: on an unknown model or option, with the nearest match.
@@ -158,6 +162,7 @@ class Teacher(_Estimator):
         max_epochs: int = 200,
         patience: int = 50,
         select: str = "metric",
+        tokenizer: str | None = None,
         seed: int = 0,
         device: str = "auto",
         **options: Any,
@@ -167,15 +172,22 @@ class Teacher(_Estimator):
         elif not isinstance(model, nn.Module):
             raise G2MError(f"model: expected a name or an nn.Module (got {type(model).__name__}).")
         allowed = backbone_options(model) if isinstance(model, str) else []
+        if tokenizer is not None:
+            allowed += tokenizer_options()
+            choose("tokenizer", tokenizer, PLACES)
+        elif of_codes := set(options) & set(tokenizer_options()):
+            raise G2MError(
+                f"{min(of_codes)}: an option of a tokenizer. Name its place: tokenizer={' | '.join(PLACES)}."
+            )
         name = model if isinstance(model, str) else type(model).__name__
         check_keys(f"teacher {name!r}", options, [*allowed, *self._arguments()[1:]])
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
         self.patience, self.select, self.seed, self.device = patience, choose("select", select, SELECT), seed, device
-        self.options = options
+        self.tokenizer, self.options = tokenizer, options
         self._check_options()
         if isinstance(model, nn.Module) and (
-            shape := self._changed("hidden_channels", "num_layers", "dropout", "norm")
+            shape := self._changed("hidden_channels", "num_layers", "dropout", "norm", "tokenizer")
         ):
             raise G2MError(f"{shape[0]}: a module has its own shape (got {name} and {', '.join(shape)}). Leave it out.")
 
@@ -183,7 +195,12 @@ class Teacher(_Estimator):
         if isinstance(self.model, nn.Module):
             return Wrapped(copy.deepcopy(self.model))
         common = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
-        return GNN(self.model, in_channels, self.hidden_channels, out_channels, **common, **self.options)
+        sizes = (self.model, in_channels, self.hidden_channels, out_channels)
+        if self.tokenizer is None:
+            return GNN(*sizes, **common, **self.options)
+        of_codes = {name: value for name, value in self.options.items() if name in tokenizer_options()}
+        gnn = common | {name: value for name, value in self.options.items() if name not in of_codes}
+        return TokenizedGNN(self.tokenizer, *sizes, gnn=gnn, **of_codes)
 
     def fit(
         self,
@@ -205,6 +222,8 @@ class Teacher(_Estimator):
         kept = self._cache_file(graph, cache) if cache is not None else None
         if kept is not None and kept.exists():
             return self._take(Teacher.load(kept))
+        if self.tokenizer == "beside":
+            return self._fit_beside(graph, kept, cache=cache, progress=progress, on_epoch=on_epoch)
         observed = graph.observed()
         train, val = observed.part("train"), observed.part("val")
         with seeded(self.seed, resolve_device(self.device)):
@@ -228,6 +247,7 @@ class Teacher(_Estimator):
             _teacher_loss,
             batches,
             validate[self.select],
+            observe=getattr(model, "observe", None),
             checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
             identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
             progress=f"teacher · {graph.name}" if progress else None,
@@ -237,7 +257,47 @@ class Teacher(_Estimator):
         with torch.no_grad():
             score = metrics.score(graph.metric, val_logits(), y_val)
         self._trained(model, history, observed, graph.setting)
-        self.meta_["val"] = score
+        self.meta_ |= {"val": score, "figures": model.observe() if hasattr(model, "observe") else {}}
+        if kept is not None:
+            self.save(kept)
+        return self
+
+    def _fit_beside(
+        self,
+        graph: Graph,
+        kept: Path | None,
+        *,
+        cache: str | Path | None,
+        progress: bool,
+        on_epoch: OnEpoch | None,
+    ) -> Teacher:
+        """Train the GNN as it is without a tokenizer, then the tokenizer on its hidden states: those of no labels."""
+        params = {name: value for name, value in self.params().items() if name not in tokenizer_options()}
+        plain = Teacher(**params | {"tokenizer": None}).fit(graph, cache=cache, progress=progress, on_epoch=on_epoch)
+        observed = graph.observed()
+        with seeded(self.seed, resolve_device(self.device)):
+            model = self._build(graph.num_features, graph.num_classes)
+        model.gnn.load_state_dict(plain.model_.state_dict())
+        task, hidden = Reconstruction(model.tokenizer), plain._forward(observed).hidden
+        inputs = (hidden, observed.features, model.tokenizer.linked_pairs(observed))
+        batches = FullBatch(inputs, observed.y, observed.part("train"))
+        history = fit(
+            task,
+            lambda output, _: output.extra,
+            batches,
+            lambda: -float(sum(task(*batches.batch.inputs).extra.values())),
+            observe=task.observe,
+            checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
+            identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
+            progress=f"codes · {graph.name}" if progress else None,
+            on_epoch=on_epoch,
+            **self._fit_options(),
+        )
+        with torch.no_grad():
+            task(*batches.batch.inputs)
+        self.model_, self.history_ = model.to("cpu"), plain.history_
+        seconds = round(plain.meta_["seconds"] + history.seconds, 3)
+        self.meta_ = {**plain.meta_, "seconds": seconds, "figures": task.observe()}
         if kept is not None:
             self.save(kept)
         return self
@@ -312,7 +372,8 @@ class Teacher(_Estimator):
             "teacher": self._config(),
         }
         low_target = sum_adjacency(observed, loops=1.0).multiply(output.logits.softmax(-1))
-        return TeacherOutputs(observed.node_id, output.logits, output.hidden, low_target, meta=meta)
+        codes = self.model_.knowledge(output) if hasattr(self.model_, "knowledge") else {}
+        return TeacherOutputs(observed.node_id, output.logits, output.hidden, low_target, meta=meta, **codes)
 
     # -- file --------------------------------------------------------------------------------------------------
 
@@ -448,6 +509,7 @@ class Student(_Estimator):
             model = self._build(graph.num_features, graph.num_classes)
             method = copy.deepcopy(make_method(self.method, self.options))
             _check_outputs(method, graph, outputs)
+            method.build(model, outputs)
             targets, edge_index = method.prepare(observed, outputs), method.edges(observed)
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
@@ -484,6 +546,7 @@ class Student(_Estimator):
             **self._fit_options(),
         )
         self._trained(model, history, observed, graph.setting)
+        self.meta_["figures"] = dict(method.figures)
         self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
         return self
 

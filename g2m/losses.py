@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from g2m.codebook import SCORES, log_assignments
+from g2m.sparse import CSR
 
 
 def soft_label_loss(student_logits: Tensor, teacher_log_probs: Tensor, tau: float = 1.0) -> Tensor:
@@ -95,3 +99,147 @@ class _HighFrequency(Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None, None
+
+
+# -- codes and reconstruction ----------------------------------------------------------------------------------------
+
+
+def code_assignment_loss(
+    student: Tensor,
+    teacher: Tensor,
+    codebook: Tensor,
+    tau: float,
+    metric: str = "cosine",
+    path: Tensor | None = None,
+    *,
+    chunk: int = SCORES,
+) -> Tensor:
+    """VQGraph's token loss (Yang et al., ICLR 2024): mean over nodes, and levels, of KL(teacher ‖ student) over codes.
+
+    Both sides are softmax of the same similarity to the same codes, at one temperature; no τ² factor. Zero if and only
+    if the assignments agree.
+
+    Args:
+        student: vectors in code space ``[B, D]``.
+        teacher: vectors in code space ``[B, D]``.
+        codebook: ``[L, K, D]``.
+        tau: temperature, above 0.
+        metric: of the codebook.
+        path: the teacher's codes ``[B, L]``, which both sides follow; needed if L is above 1.
+        chunk: scores held at once, default 2²⁴; beyond that, rows go in parts that are computed again in backward.
+    """
+    rows = max(1, chunk // codebook.shape[:2].numel())
+    if path is None:
+        path = teacher.new_zeros(len(teacher), 0, dtype=torch.long)
+
+    def part(student: Tensor, teacher: Tensor, path: Tensor) -> Tensor:
+        log_q, log_p = (log_assignments(x, codebook, tau, metric, path) for x in (student, teacher))
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+    if len(student) <= rows:
+        total = part(student, teacher.detach(), path)
+    else:
+        parts = zip(student.split(rows), teacher.detach().split(rows), path.split(rows), strict=True)
+        total = sum(checkpoint(part, *each, use_reentrant=False) for each in parts)
+    return total / (len(student) * len(codebook))
+
+
+def scaled_cosine_error(x: Tensor | CSR, code: Tensor, weight: Tensor, bias: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean over nodes of (1 − cos(x, v))^γ (Hou et al., GraphMAE, KDD 2022), v = weight · code + bias: no v is made.
+
+    ⟨x, v⟩ = ⟨xW, code⟩ + ⟨x, b⟩ and ‖v‖² = ⟨code, WᵀW code⟩ + 2⟨Wᵀb, code⟩ + ‖b‖²: O(nnz(x)·D + (N + F)·D²) where
+    the ``[N, F]`` reconstruction takes O(N·F·D). A row of zeros has cosine 0.
+
+    Args:
+        x: features ``[N, F]``, dense or sparse; constant.
+        code: what is decoded ``[N, D]``.
+        weight: of the linear decoder ``[F, D]``.
+        bias: of the linear decoder ``[F]``.
+        gamma: from 1; default 2.
+    """
+    product = x @ torch.cat([weight, bias[:, None]], 1)
+    dot = (product[:, :-1] * code).sum(1) + product[:, -1]
+    square = ((code @ (weight.T @ weight)) * code).sum(1) + 2 * code @ (weight.T @ bias) + bias.square().sum()
+    if isinstance(x, CSR):
+        norm = torch.zeros_like(dot).index_add_(0, x.row_of_entry(), x.value.to(dot.dtype).square()).sqrt()
+    else:
+        norm = x.norm(dim=1)
+    tiny = torch.finfo(dot.dtype).eps
+    return (1 - dot / (norm * square.clamp_min(tiny).sqrt()).clamp_min(tiny)).clamp_min(0).pow(gamma).mean()
+
+
+def min_max_edge_loss(
+    decoded: Tensor, adjacency: CSR, distinct: Tensor | None = None, *, chunk: int = SCORES
+) -> Tensor:
+    """VQGraph's adjacency reconstruction (Yang et al., ICLR 2024) in linear memory: mean over all N² pairs of
+    (A_ij − Ĝ_ij)², Ĝ the Gram matrix of the decoded nodes scaled to [0, 1] by its least and greatest entry.
+
+    With Ĝ = aG + b the sum over pairs is nnz + a²‖UᵀU‖² + b²N² − 2aΣ_A⟨u_i, u_j⟩ − 2b·nnz + 2ab‖Σu‖². Value and
+    gradient are exact, the two extremes held constant; O(N·D² + nnz·D) time, O(N·D) memory. Where all entries are
+    equal, Ĝ is 0.
+
+    Args:
+        decoded: U ``[N, D]``.
+        adjacency: A, symmetric, entries 1, with every loop; ``[N, N]``.
+        distinct: the distinct rows of U ``[M, D]``, where they are known to be few: the least entry is looked for among
+            their pairs. Default: U.
+        chunk: entries of that Gram matrix held at once, default 2²⁴.
+    """
+    rows = (decoded if distinct is None else distinct).detach()
+    low = min(float((part @ rows.T).min()) for part in rows.split(max(1, chunk // len(rows))))
+    high = float(rows.square().sum(1).max())  # the greatest entry of a Gram matrix is on its diagonal
+    return _MinMaxEdges.apply(decoded, adjacency, low, high)
+
+
+class _MinMaxEdges(Function):
+    @staticmethod
+    def forward(ctx, u: Tensor, adjacency: CSR, low: float, high: float) -> Tensor:
+        n, nnz = len(u), adjacency.nnz
+        rounding = u.size(1) * torch.finfo(u.dtype).eps * abs(high)
+        a = 1 / (high - low) if high - low > rounding else 0.0
+        b = -low * a
+        gram, total, linked = u.new_zeros(u.size(1), u.size(1), dtype=torch.float64), 0, 0
+        of_neighbours = adjacency.multiply(u)
+        for part, other in zip(u.split(2**14), of_neighbours.split(2**14), strict=True):
+            part = part.double()  # large terms cancel
+            gram += part.T @ part
+            total = total + part.sum(0)
+            linked = linked + (part * other).sum()
+        pairs = a * a * gram.square().sum() + b * b * n * n - 2 * a * linked - 2 * b * nnz + 2 * a * b * (total @ total)
+        grad = (u @ (a * gram).to(u.dtype)).sub_(of_neighbours).add_((b * total).to(u.dtype)).mul_(4 * a / n**2)
+        ctx.save_for_backward(grad)
+        return ((nnz + pairs) / n**2).to(u.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None, None
+
+
+def sampled_edge_loss(decoded: Tensor, edge_key: Tensor, *, num_samples: int = 2**18, balanced: bool = False) -> Tensor:
+    """Adjacency reconstruction by σ(⟨u_i, u_j⟩) from sampled pairs: binary cross-entropy, mean over all N² of them.
+
+    Linked pairs and others are drawn apart and weighted by their shares, which estimates the mean over the dense matrix
+    without bias; or by a half each.
+
+    Args:
+        decoded: U ``[N, D]``.
+        edge_key: i·N + j of the linked pairs ``[E]``, ascending; both directions, loops included.
+        num_samples: of each kind, at most; default 2¹⁸. Linked pairs are all taken if they are no more.
+        balanced: weigh linked and other pairs alike; default False.
+    """
+    n, num_edges = len(decoded), len(edge_key)
+    linked = edge_key
+    if num_edges > num_samples:
+        linked = edge_key[torch.randint(num_edges, (num_samples,), device=edge_key.device)]
+    other = torch.randint(n * n, (min(num_samples, 4 * num_edges),), device=edge_key.device)
+    place = torch.searchsorted(edge_key, other).clamp_max(num_edges - 1)
+    other = other[edge_key[place] != other]
+    share = 0.5 if balanced else num_edges / n**2
+    total = decoded.new_zeros(())
+    for keys, weight, sign in ((linked, share, -1), (other, 1 - share, 1)):
+        if len(keys):
+            score = (decoded[keys // n] * decoded[keys % n]).sum(1)
+            total = total + weight * F.softplus(sign * score).mean()
+    return total

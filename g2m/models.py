@@ -29,6 +29,15 @@ class Output(NamedTuple):
     extra: dict[str, Tensor] = {}  # noqa: RUF012 (never written to)
 
 
+Between = Callable[[Tensor], Tensor] | None  # makes of the hidden state, before dropout, what the last layer reads
+
+
+def _hidden(x: Tensor, p: float, training: bool, between: Between, last: bool) -> tuple[Tensor, Tensor]:
+    """Return a layer's hidden state, and what the next layer reads."""
+    x = relu_dropout(x, p if between is None or not last else 0.0, training)
+    return x, between(x) if between is not None and last else x
+
+
 # -- pieces ----------------------------------------------------------------------------------------------------
 
 
@@ -133,10 +142,12 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(Linear(*width) for width in widths)
         self.norms = nn.ModuleList(_norm(norm, width) for _, width in widths[:-1])
 
-    def forward(self, x: Tensor | CSR) -> Output:
-        for layer, norm in zip(self.layers, self.norms, strict=False):
-            x = relu_dropout(norm(layer(x)), self.dropout, self.training)
-        return Output(self.layers[-1](x), x if len(self.norms) else None)
+    def forward(self, x: Tensor | CSR, between: Between = None) -> Output:
+        hidden = None
+        for i, norm in enumerate(self.norms):
+            last = i + 1 == len(self.norms)
+            hidden, x = _hidden(norm(self.layers[i](x)), self.dropout, self.training, between, last)
+        return Output(self.layers[-1](x), hidden)
 
 
 # -- adjacencies: built once per graph, everything constant is inside --------------------------------------------
@@ -237,11 +248,13 @@ class _Stack(nn.Module):
     def hops(self) -> int:
         return len(self.convs)
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
-        *hidden, last = _by_layer(adjacency, len(self.convs))
-        for conv, norm, layer in zip(self.convs, self.norms, hidden, strict=False):
-            x = relu_dropout(norm(conv(x, layer)), self.dropout, self.training)
-        return Output(self.convs[-1](x, last), x[: len(last)] if hidden else None)
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
+        adjacencies, hidden = _by_layer(adjacency, len(self.convs)), None
+        for i, norm in enumerate(self.norms):
+            last = i + 1 == len(self.norms)
+            hidden, x = _hidden(norm(self.convs[i](x, adjacencies[i])), self.dropout, self.training, between, last)
+        rows = len(adjacencies[-1])
+        return Output(self.convs[-1](x, adjacencies[-1]), None if hidden is None else hidden[:rows])
 
 
 class GCN(_Stack):
@@ -313,12 +326,14 @@ class GAT(nn.Module):
     def adjacency(self, graph: Graph) -> CSR:
         return sum_adjacency(graph, loops=1.0)
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
+        adjacencies, hidden = _by_layer(adjacency, len(self.convs)), None
         x = dropout(x, self.dropout, self.training)
-        *hidden, last = _by_layer(adjacency, len(self.convs))
-        for i, layer in enumerate(hidden):
-            x = relu_dropout(self.norms[i](self._conv(i, x, layer)), self.dropout, self.training)
-        return Output(self._conv(-1, x, last), x[: len(last)] if hidden else None)
+        for i, norm in enumerate(self.norms):
+            last = i + 1 == len(self.norms)
+            hidden, x = _hidden(norm(self._conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
+        rows = len(adjacencies[-1])
+        return Output(self._conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
 
     def _conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         """What ``GATConv.forward`` computes, without a message per arc and channel."""
@@ -361,8 +376,8 @@ class APPNP(nn.Module):
     def adjacency(self, graph: Graph) -> CSR:
         return symmetric_adjacency(graph)
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
-        start = self.mlp(x)
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
+        start = self.mlp(x, between)
         logits = start.logits
         for step in _by_layer(adjacency, self.propagations):
             step = step.dropout(self.edge_dropout, self.training)
@@ -431,8 +446,9 @@ class GNN(nn.Module):
         """How far a node's answer looks."""
         return self.backbone.hops
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR]) -> Output:
-        return self.backbone(x, adjacency)
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
+        """Return logits and hidden state; ``between`` makes of the hidden state what the last layer reads instead."""
+        return self.backbone(x, adjacency, between)
 
 
 def backbone_options(backbone: str) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2m import storage
-from g2m.errors import G2MError, check_range
+from g2m.codebook import CODE_METRICS, SCORES, log_assignments, nearest_code
+from g2m.errors import G2MError, check_range, choose
 from g2m.graph import Graph
 from g2m.losses import centred
 
@@ -29,8 +30,9 @@ class TeacherOutputs:
         logits: ``[M, C]``.
         hidden: the input of the teacher's last layer ``[M, H]``, or ``None``.
         low_target: teacher probabilities summed over each node and its neighbours ``[M, C]``, or ``None``.
-        codebook: code vectors ``[K, D]``, or ``None``.
+        codebook: code vectors ``[K, D]``, or ``[L, K, D]`` with L codes per node, or ``None``.
         code_input: what the codes are looked up with ``[M, D]``, or ``None``; goes with ``codebook``.
+        code_metric: how: ``"cosine"`` (default) or ``"euclidean"``.
         meta: ``fingerprint`` and ``fingerprint_without_edges`` of the observed graph, ``setting``, teacher
             configuration, seed, versions, scores.
 
@@ -44,6 +46,7 @@ class TeacherOutputs:
     low_target: Tensor | None = None
     codebook: Tensor | None = None
     code_input: Tensor | None = None
+    code_metric: str = "cosine"
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,21 +67,22 @@ class TeacherOutputs:
             tensor = getattr(self, name)
             if tensor is None:
                 continue
-            if not tensor.is_floating_point() or tensor.dim() != 2:
+            if not tensor.is_floating_point() or tensor.dim() not in ((2, 3) if name == "codebook" else (2,)):
                 raise G2MError(f"{name}: expected a floating-point matrix (got {tensor.dtype} {tuple(tensor.shape)}).")
             if name != "codebook" and len(tensor) != rows:
                 raise G2MError(f"{name}: expected {rows} rows, one per node_id (got {len(tensor)}).")
             if not torch.isfinite(tensor).all():
-                row = int((~torch.isfinite(tensor)).any(1).nonzero()[0])
+                row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
                 raise G2MError(f"{name}: expected finite values (got NaN or infinity, the first in row {row}).")
         if self.low_target is not None and self.low_target.shape != self.logits.shape:
             raise G2MError(f"low_target: expected {tuple(self.logits.shape)} (got {tuple(self.low_target.shape)}).")
         if (self.codebook is None) != (self.code_input is None):
             raise G2MError("codebook, code_input: expected both or neither.")
-        if self.codebook is not None and self.codebook.size(1) != self.code_input.size(1):
+        if self.codebook is not None and self.codebook.size(-1) != self.code_input.size(1):
             raise G2MError(
-                f"code_input: expected {self.codebook.size(1)} columns as in codebook (got {self.code_input.size(1)})."
+                f"code_input: expected {self.codebook.size(-1)} columns as in codebook (got {self.code_input.size(1)})."
             )
+        choose("code_metric", self.code_metric, CODE_METRICS)
 
     # -- derived knowledge -------------------------------------------------------------------------------------
 
@@ -106,6 +110,50 @@ class TeacherOutputs:
         """
         logits = centred(self.logits)
         return (logits[edge_index[0]] - logits[edge_index[1]]).abs()
+
+    @property
+    def code_levels(self) -> Tensor:
+        """The codebook as ``[L, K, D]``."""
+        if self.codebook is None:
+            raise G2MError(
+                "codebook: not in these outputs. Make them by a teacher with tokenizer='beside' or 'inside'."
+            )
+        return self.codebook if self.codebook.dim() == 3 else self.codebook[None]
+
+    def codes(self) -> Tensor:
+        """Return each node's nearest code ``[M]``; ``[M, L]`` where there are levels."""
+        index, rest = [], self.code_input
+        for codes in self.code_levels:
+            index.append(nearest_code(rest, codes, self.code_metric))
+            rest = rest - codes[index[-1]]
+        return index[0] if self.codebook.dim() == 2 else torch.stack(index, 1)
+
+    def code_assignments(self, tau: float, rows: Tensor | None = None) -> Tensor:
+        """Return probabilities over codes ``[B, K]`` (``[B, L, K]`` where there are levels): derived on a batch.
+
+        Args:
+            tau: temperature of the similarities, above 0. Cosines differ by little: from 0.05 to 0.1 tells most.
+            rows: of these outputs ``[B]``; default all, which for many nodes and codes is a large matrix.
+        """
+        check_range("tau", tau, 0, open_low=True)
+        x = self.code_input if rows is None else self.code_input[rows]
+        log_p = log_assignments(x, self.code_levels, tau, self.code_metric)
+        return (log_p if self.codebook.dim() == 3 else log_p[:, 0]).exp()
+
+    def code_perplexity(self, tau: float, *, most: int = 2**14) -> float:
+        """Return over how many codes an assignment spreads: exp of the mean entropy, from 1 to K.
+
+        Args:
+            tau: temperature, above 0.
+            most: of so many nodes at most, evenly spaced; default 16 384.
+        """
+        levels = self.code_levels
+        rows = torch.arange(0, len(self.node_id), -(-len(self.node_id) // most))
+        entropy = 0.0
+        for part in rows.split(max(1, SCORES // levels.shape[:2].numel())):
+            p = self.code_assignments(tau, part)
+            entropy -= float(torch.xlogy(p, p).sum(dtype=torch.float64))
+        return float(torch.tensor(entropy / (len(rows) * len(levels))).exp())
 
     # -- belonging ---------------------------------------------------------------------------------------------
 
@@ -137,7 +185,8 @@ class TeacherOutputs:
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file, whole or not at all."""
         tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
-        return storage.write(path, "outputs", {k: v for k, v in tensors.items() if v is not None}, self.meta)
+        meta = {**self.meta, "code_metric": self.code_metric}
+        return storage.write(path, "outputs", {k: v for k, v in tensors.items() if v is not None}, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> TeacherOutputs:
@@ -150,7 +199,7 @@ class TeacherOutputs:
         unknown = set(tensors) - {"node_id", "logits", *_OPTIONAL}
         if unknown or not {"node_id", "logits"} <= set(tensors):
             raise G2MError(f"path: {str(path)!r} does not hold teacher outputs (it holds {sorted(tensors)}).")
-        return cls(**tensors, meta=meta)
+        return cls(**tensors, code_metric=meta.pop("code_metric", "cosine"), meta=meta)
 
     def __repr__(self) -> str:
         shapes = {k: tuple(v.shape) for k in ("logits", *_OPTIONAL) if (v := getattr(self, k)) is not None}

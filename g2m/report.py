@@ -30,8 +30,8 @@ def percent(values: Sequence[float]) -> str:
 def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return one row per data set, setting, teacher, method and options, teachers included, over seeds.
 
-    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``options`` (those
-    that differ from the shipped experiment), ``seeds``, ``scores`` (part → list over seeds), ``published`` (part →
+    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``tokenizer`` (where
+    the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment), ``seeds``, ``scores`` (part → list over seeds), ``published`` (part →
     [mean, std] in percent; none where a hyper-parameter of the method was changed), ``run`` (size of the model) and
     ``seconds`` (mean training time).
     """
@@ -44,10 +44,12 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
         key = (record["data"], record["setting"], record["teacher"], method, used)
         if key not in rows:
             rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=False))
+            rows[key]["tokenizer"] = record["config"]["teacher_options"].get("tokenizer")
             rows[key]["options"] = _changed(experiment.config(), record["config"], groups)
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
             own = REGISTRY[method].options() if who == "student" and method in REGISTRY else ()
-            if any(_differ(experiment.config(), record["config"], "student", name) for name in own):
+            of_method = [("student", name) for name in own] + [("teacher", "tokenizer")]
+            if any(_differ(experiment.config(), record["config"], *option) for option in of_method):
                 rows[key]["published"] = {}  # another method than the published one
             rows[key] |= {"run": run, "by_seed": {}, "times": {}}
         rows[key]["by_seed"][record["seed"]] = scores
@@ -72,7 +74,8 @@ def _differ(shipped: Mapping[str, Any], used: Mapping[str, Any], group: str, nam
 
 def _order(row: Mapping[str, Any]) -> tuple:
     """By data and setting; each teacher before its students, what has no teacher last."""
-    whose = (row["teacher"] is None, row["teacher"] or "", row["method"] != "teacher", row["method"], row["options"])
+    whose = (row["teacher"] is None, row["teacher"] or "", row["method"] != "teacher", row["method"])
+    whose += (row["tokenizer"] or "", row["options"])
     return (row["data"], list(PARTS).index(row["setting"]), *whose)
 
 
@@ -85,7 +88,7 @@ def _changed(shipped: Mapping[str, Any], used: Mapping[str, Any], groups: Iterab
         words += [
             f"{prefix}{key}={now.get(key, 'default')}"
             for key in sorted(before | now)
-            if _differ(shipped, used, group, key)
+            if _differ(shipped, used, group, key) and (group, key) != ("teacher", "tokenizer")
         ]
     return " ".join(words)
 
@@ -105,7 +108,7 @@ def score_rows(
     header += ["train s"] if seconds else []
     table = []
     for row in rows:
-        teacher = (row["teacher"] or "").upper()
+        teacher = (row["teacher"] or "").upper() + (f" + codes {row['tokenizer']}" if row["tokenizer"] else "")
         name = teacher if row["method"] == "teacher" else f"{row['method']} ← {teacher}" if teacher else row["method"]
         size = f"{row['run']['layers']}×{row['run']['width']}, {thousands(row['run']['parameters'])}"
         cells = []

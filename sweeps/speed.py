@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -171,32 +171,41 @@ def measure(run: Callable[[], tuple[list[float], list[float]]]) -> None:
     print(json.dumps(result))
 
 
-def compare(script: str, what: dict[str, str], epochs: int, rounds: int, *, table: str) -> dict[str, object]:
-    """Run both ways in turn, each in its own process, and return a row of the table.
+def compare(
+    script: str,
+    what: dict[str, str],
+    epochs: int,
+    rounds: int,
+    *,
+    table: str,
+    ways: Sequence[str] = ("plain", "g2m"),
+) -> dict[str, object]:
+    """Run the ways in turn, each in its own process, and return a row of the table.
 
     ``script what… --run plain|g2m --epochs N`` is to end in :func:`measure`; losses of the first epoch are compared.
     """
-    results: dict[str, list[dict]] = {"plain": [], "g2m": []}
+    results: dict[str, list[dict]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, runs in results.items():
             command = [sys.executable, script, *what.values(), "--run", way, "--epochs", str(epochs)]
             runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    difference = abs(results["plain"][0]["losses"][0] - results["g2m"][0]["losses"][0])
-    ratios = [plain["ms"] / ours["ms"] for plain, ours in zip(*results.values(), strict=True)]
     middle = {
         way: {key: statistics.median(run[key] for run in runs) for key in ("ms", "peak_mb")}
         for way, runs in results.items()
     }
-    return {
+    row = {
         "table": table,
         **what,
-        "plain ms": f"{middle['plain']['ms']:.1f}",
-        "g2m ms": f"{middle['g2m']['ms']:.1f}",
-        "ratio": f"{statistics.median(ratios):.1f}× ({min(ratios):.1f}–{max(ratios):.1f})",
-        "plain peak MB": f"{middle['plain']['peak_mb']:.0f}",
-        "g2m peak MB": f"{middle['g2m']['peak_mb']:.0f}",
-        "loss difference": f"{difference:.0e}",
+        **{f"{way} ms": f"{of['ms']:.1f}" for way, of in middle.items()},
+        "ratio": "–",
+        **{f"{way} peak MB": f"{of['peak_mb']:.0f}" for way, of in middle.items()},
     }
+    if len(ways) == 2:
+        difference = abs(results["plain"][0]["losses"][0] - results["g2m"][0]["losses"][0])
+        ratios = [plain["ms"] / ours["ms"] for plain, ours in zip(*results.values(), strict=True)]
+        row["ratio"] = f"{statistics.median(ratios):.1f}× ({min(ratios):.1f}–{max(ratios):.1f})"
+        row["loss difference"] = f"{difference:.0e}"
+    return row
 
 
 def parse(description: str, runs: Iterable[str]) -> argparse.Namespace:

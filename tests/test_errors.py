@@ -43,3 +43,9 @@ def test_check_range(value, fine):
 def test_check_range_refuses_what_is_not_finite(value):
     with pytest.raises(G2MError, match=value):
         check_range("lr", float(value), 0)
+
+
+def test_check_range_leaves_open_ends_out():
+    assert check_range("decay", 0, 0, 1, open_high=True) == 0
+    with pytest.raises(G2MError, match=r"decay: expected a number in \[0, 1\) \(got 1\)"):
+        check_range("decay", 1, 0, 1, open_high=True)

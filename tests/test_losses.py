@@ -2,11 +2,23 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Generator
+from torch.nn import functional as F
 
-from g2m.losses import centred, high_frequency_loss, low_frequency_loss, soft_label_loss
+from g2m.codebook import CODE_METRICS
+from g2m.losses import (
+    centred,
+    code_assignment_loss,
+    high_frequency_loss,
+    low_frequency_loss,
+    min_max_edge_loss,
+    sampled_edge_loss,
+    scaled_cosine_error,
+    soft_label_loss,
+)
+from g2m.sparse import CSR
 
 quick = settings(max_examples=40, deadline=None)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -167,3 +179,201 @@ def test_centred_takes_out_what_softmax_does_not_see():
     torch.testing.assert_close(centred(z + shift), centred(z))
     torch.testing.assert_close(centred(z).softmax(1), z.softmax(1))
     assert centred(z).sum(1).abs().max() < 1e-12
+
+
+# -- VQGraph: against dense formulas -----------------------------------------------------------------------------------
+
+
+def assignments(x, codes, tau, metric):
+    """Probabilities over codes, pair by pair."""
+    x, codes = x[:, None], codes[None]
+    if metric == "cosine":
+        score = (x * codes).sum(-1) / (x.norm(dim=-1) * codes.norm(dim=-1))
+    else:
+        score = -(x - codes).square().sum(-1) / (2 * codes.square().sum(-1).mean())
+    return (score / tau).exp() / (score / tau).exp().sum(-1, keepdim=True)
+
+
+def divergence(p, q):
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+@quick
+@given(
+    st.sampled_from(CODE_METRICS),
+    st.integers(1, 7),
+    st.integers(2, 6),
+    st.integers(1, 3),
+    st.integers(0, 999),
+    st.floats(0.2, 2),
+    st.integers(1, 90),
+)
+def test_code_assignment_loss_is_the_dense_one_in_chunks_of_any_size(metric, rows, codes, levels, seed, tau, chunk):
+    """At every level both sides lose the code that the teacher took."""
+    s, t = logits(rows, 4, seed, 1).requires_grad_(), logits(rows, 4, seed + 1000, 1).requires_grad_()
+    codebook = logits(levels * codes, 4, seed + 2000, 1).view(levels, codes, 4)
+    path = torch.randint(codes, (rows, levels), generator=Generator().manual_seed(seed))
+    ours = code_assignment_loss(s, t, codebook, tau, metric, path if levels > 1 else None, chunk=chunk)
+    left, rest, plain = s, t.detach(), 0
+    for level in range(levels):
+        plain = plain + divergence(*(assignments(x, codebook[level], tau, metric) for x in (rest, left))) / levels
+        left, rest = (x - codebook[level][path[:, level]] for x in (left, rest))
+    torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-12)
+    of_teacher, of_student = torch.autograd.grad(3 * ours, (t, s), allow_unused=True)
+    assert of_teacher is None
+    torch.testing.assert_close(of_student, torch.autograd.grad(3 * plain, s)[0], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", CODE_METRICS)
+def test_code_assignment_loss_is_zero_if_and_only_if_the_assignments_agree(metric):
+    t, codebook = logits(6, 3, 0), logits(5, 3, 1)[None]
+    assert abs(code_assignment_loss(t.clone(), t, codebook, 0.5, metric)) < 1e-12
+    for row in range(6):
+        other = t.clone()
+        other[row] += 0.1 * logits(1, 3, 2)[0]
+        assert code_assignment_loss(other, t, codebook, 0.5, metric) > 1e-6
+    assert code_assignment_loss(t.roll(1, 0), t, codebook, 0.5, metric) > 0.1  # rows of other nodes
+
+
+def test_code_assignment_loss_does_not_see_the_length_of_either_side_under_cosine():
+    s, t, codebook = logits(6, 3, 0), logits(6, 3, 2), logits(5, 3, 1)[None]
+    lengths = torch.arange(1.0, 7, dtype=s.dtype)[:, None]
+    expected = code_assignment_loss(s, t, codebook, 0.3)
+    for student, teacher in ((s * lengths, t), (s, t * lengths), (7 * s, 0.1 * t)):
+        torch.testing.assert_close(code_assignment_loss(student, teacher, codebook, 0.3), expected, **EXACT)
+    assert abs(code_assignment_loss(2 * s, t, codebook, 0.3, "euclidean") - expected) > 1e-3
+
+
+def test_code_assignment_loss_keeps_no_score_where_rows_go_in_parts():
+    """What autograd holds between forward and backward does not grow with the number of codes."""
+    s, t, codebook = logits(50, 3, 0).requires_grad_(), logits(50, 3, 1), logits(400, 3, 2)[None]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+        code_assignment_loss(s, t, codebook, 0.3, chunk=4000)
+    assert max(kept, default=0) < 4000
+
+
+# -- reconstruction ----------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(st.integers(1, 7), st.integers(2, 9), st.integers(1, 4), st.integers(0, 999), st.floats(1, 4), st.booleans())
+def test_scaled_cosine_error_is_that_of_the_reconstruction(rows, features, width, seed, gamma, sparse):
+    x = logits(rows, features, seed) * (torch.rand(rows, features, generator=Generator().manual_seed(seed)) < 0.4)
+    x[seed % rows] = 0  # a row of zeros has cosine 0
+    code, weight = logits(rows, width, seed + 1).requires_grad_(), logits(features, width, seed + 2).requires_grad_()
+    bias = logits(1, features, seed + 3)[0].requires_grad_()
+    v, length = code @ weight.T + bias, x.norm(dim=1)
+    cosine = (x * v).sum(1) / (length.where(length > 0, 1) * v.norm(dim=1))
+    plain = (1 - cosine).pow(gamma).mean()
+    ours = scaled_cosine_error(CSR.from_dense(x) if sparse else x, code, weight, bias, gamma)
+    torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-12)
+    gradients = (torch.autograd.grad(3 * loss, (code, weight, bias)) for loss in (ours, plain))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-10)
+
+
+def test_scaled_cosine_error_is_finite_where_nothing_is_reconstructed():
+    x, code = torch.eye(3), torch.zeros(3, 2, requires_grad=True)
+    loss = scaled_cosine_error(x, code, torch.ones(3, 2), torch.zeros(3))
+    loss.backward()
+    assert loss == 1
+    assert torch.isfinite(code.grad).all()
+
+
+def linked(num_nodes: int, seed: int):
+    """A random symmetric matrix of zeros and ones with every loop; its last node is linked to none but itself."""
+    dense = torch.eye(num_nodes, dtype=torch.float64)
+    edge_index = symmetric_edges(num_nodes, seed)
+    dense[edge_index[0], edge_index[1]] = 1
+    return dense
+
+
+def scaled_gram(u):
+    """The Gram matrix scaled to [0, 1], the extremes constant."""
+    gram = u @ u.T
+    low, high = gram.detach().min(), gram.detach().max()
+    return (gram - low) / (high - low)
+
+
+@quick
+@given(st.integers(2, 9), st.integers(2, 5), st.integers(1, 4), st.integers(0, 999), st.booleans(), st.integers(1, 90))
+def test_min_max_edge_loss_is_the_dense_one_in_chunks_of_any_size(num_nodes, codes, width, seed, known, chunk):
+    """Nodes share codes; all are in use, or some."""
+    book, dense = logits(codes, width, seed), linked(num_nodes, seed)
+    index = torch.randint(codes, (num_nodes,), generator=Generator().manual_seed(seed))
+    u = book[index].requires_grad_()
+    gram = (u @ u.T).detach()
+    assume(gram.max() - gram.min() > 1e-2 * gram.max())
+    distinct = book[index.unique()] if known else None
+    ours = min_max_edge_loss(u, CSR.from_dense(dense), distinct, chunk=chunk)
+    plain = (dense - scaled_gram(u)).square().mean()
+    torch.testing.assert_close(ours, plain, **EXACT)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * loss, u)[0] for loss in (ours, plain)), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("width", [1, 8, 64, 128])
+def test_min_max_edge_loss_of_one_code_is_that_of_an_empty_graph(width, known, dtype):
+    """All entries of the Gram matrix are equal, whatever rounding makes of them."""
+    adjacency = CSR.from_dense(linked(20, 0).to(dtype))
+    for seed in range(20):
+        row = logits(1, width, seed).to(dtype)
+        u = row.repeat(20, 1).requires_grad_()
+        loss = min_max_edge_loss(u, adjacency, row if known else None)
+        assert loss.item() == pytest.approx(adjacency.nnz / 400, rel=1e-6)
+        assert not torch.autograd.grad(loss, u)[0].any()
+
+
+def test_min_max_edge_loss_in_single_precision_is_that_in_double():
+    """Among thousands of pairs large terms cancel."""
+    dense, u = linked(600, 0), logits(600, 16, 0) + 3
+    expected = (dense - scaled_gram(u)).square().mean()
+    loss = min_max_edge_loss(u.float(), CSR.from_dense(dense.float()))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def keys(dense):
+    row, col = dense.nonzero(as_tuple=True)
+    return row * len(dense) + col
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("num_samples", [20, 2**18])
+def test_sampled_edge_loss_estimates_the_dense_one_without_bias(num_samples, balanced):
+    dense, u = linked(12, 0), logits(12, 3, 0, scale=0.7).requires_grad_()
+    each = F.binary_cross_entropy_with_logits(u @ u.T, dense, reduction="none")
+    expected = (each[dense == 1].mean() + each[dense == 0].mean()) / 2 if balanced else each.mean()
+    torch.manual_seed(0)
+    options = {"num_samples": num_samples, "balanced": balanced}
+    draws = [sampled_edge_loss(u, keys(dense), **options) for _ in range(400)]
+    losses = torch.stack(draws).detach()
+    assert (losses.mean() - expected).abs() < 4 * losses.std() / 20
+    gradients = torch.stack([torch.autograd.grad(loss, u)[0] for loss in draws])
+    error = (gradients.mean(0) - torch.autograd.grad(expected, u)[0]).abs()
+    assert (error < 5 * gradients.std(0) / 20).all()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_sampled_edge_loss_takes_every_linked_pair_if_they_are_no_more_than_asked_for(balanced):
+    """Two cliques in spaces of their own: whatever other pair is drawn, its score is 0."""
+    clique = torch.arange(8) % 2
+    dense = (clique[:, None] == clique).double()
+    u = torch.zeros(8, 4, dtype=torch.float64)
+    u[clique == 0, :2], u[clique == 1, 2:] = logits(4, 2, 0), logits(4, 2, 1)
+    each = F.binary_cross_entropy_with_logits(u @ u.T, dense, reduction="none")
+    expected = each.mean()  # half of all pairs are linked: both weights are the same
+    for seed in range(3):
+        torch.manual_seed(seed)
+        loss = sampled_edge_loss(u, keys(dense), num_samples=32, balanced=balanced)
+        torch.testing.assert_close(loss, expected, **EXACT)
+    drawn = sampled_edge_loss(u, keys(dense), num_samples=31, balanced=balanced)
+    assert abs(drawn - expected) > 1e-6
+
+
+def test_sampled_edge_loss_where_all_pairs_are_linked_is_the_mean_over_them():
+    u = logits(5, 3, 0)
+    dense = torch.ones(5, 5, dtype=torch.float64)
+    expected = F.binary_cross_entropy_with_logits(u @ u.T, dense)
+    torch.testing.assert_close(sampled_edge_loss(u, keys(dense)), expected, **EXACT)

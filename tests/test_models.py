@@ -285,6 +285,35 @@ def test_hidden_is_the_input_of_the_last_layer(backbone, num_layers):
 
 
 @backbones
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_what_stands_between_is_what_the_last_layer_reads(backbone, num_layers):
+    graph, options = random_graph("undirected"), {"num_layers": num_layers, "dropout": 0.5}
+    model = build(backbone, **options).eval()
+    x, adjacency = model.inputs(graph)
+    plain, seen = model(x, adjacency), []
+    same = model(x, adjacency, between=lambda hidden: (seen.append(hidden), hidden)[1])
+    assert torch.equal(same.logits, plain.logits)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], plain.hidden)
+    other = torch.randn(9, 8)
+    first, second = (model(z, adjacency, between=lambda _: other) for z in (x, x + 1))
+    assert torch.equal(first.logits, second.logits)
+    assert torch.equal(first.hidden, plain.hidden)  # as it was before
+    assert not torch.equal(first.logits, plain.logits)
+
+
+@backbones
+def test_the_hidden_state_comes_to_what_stands_between_before_dropout(backbone):
+    model, seen = build(backbone, dropout=1.0), []
+    inputs = model.inputs(random_graph("undirected"))
+    hidden = model(*inputs, between=lambda hidden: (seen.append(hidden), hidden)[1]).hidden
+    assert hidden.any()
+    assert torch.equal(seen[0], hidden)
+    assert not model(*inputs).hidden.any()
+    assert backbone == "gat" or torch.equal(hidden, model.eval()(*inputs).hidden)  # gat: the features are gone as well
+
+
+@backbones
 @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm1d), ("layer", nn.LayerNorm)])
 def test_norm_stands_between_hidden_layers_only(backbone, norm, kind):
     model = build(backbone, num_layers=3, norm=norm)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator
 
 from g2m import storage
+from g2m.codebook import CODE_METRICS
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.outputs import TeacherOutputs
@@ -26,6 +27,11 @@ def with_nan(tensor, row):
     tensor = tensor.clone()
     tensor[row, 1] = float("nan")
     return tensor
+
+
+def in_levels(codebook):
+    """Two levels: other codes, and these."""
+    return torch.stack([codebook.flip(1) + 1, codebook])
 
 
 CASES = {
@@ -47,6 +53,14 @@ CASES = {
     "codebook NaN": (lambda o: {"codebook": with_nan(o.codebook, 2)}, "codebook: expected finite.*row 2"),
     "logits infinite": (lambda o: {"logits": o.logits / 0}, "logits: expected finite"),
     "low_target wide": (lambda o: {"low_target": o.hidden}, "low_target: expected"),
+    "codebook flat": (lambda o: {"codebook": o.codebook[0]}, "codebook: expected a floating-point"),
+    "codebook of four axes": (lambda o: {"codebook": o.codebook[None, None]}, "codebook: expected a floating-point"),
+    "codebook NaN at a level": (
+        lambda o: {"codebook": in_levels(with_nan(o.codebook, 2))},
+        "codebook: expected finite",
+    ),
+    "codes of other width at levels": (lambda o: {"codebook": in_levels(o.codebook)[..., :4]}, "expected 4 columns"),
+    "code_metric unknown": (lambda o: {"code_metric": "cosin"}, "code_metric: expected one of.*Did you mean 'cosine'"),
     "codebook alone": (lambda o: {"code_input": None}, "both or neither"),
     "code_input alone": (lambda o: {"codebook": None}, "both or neither"),
     "codes of other width": (lambda o: {"codebook": o.codebook[:, :4]}, "code_input: expected 4 columns"),
@@ -230,3 +244,106 @@ def test_a_graph_without_edges_will_do_only_where_that_is_said():
     bare = replace(outputs, meta={"fingerprint": outputs.meta["fingerprint"]})
     with pytest.raises(G2MError, match="another graph"):
         bare.check(alone, edges=False)
+
+
+# -- codes -----------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "cosine": {},
+    "euclidean": {"code_metric": "euclidean"},
+    "one level": {"levels": slice(1, 2), "code_metric": "cosine"},
+    "two levels": {"levels": slice(0, 2), "code_metric": "euclidean"},
+}
+
+
+@pytest.fixture(params=KINDS)
+def coded(request, outputs):
+    """Outputs with a codebook as a matrix, or with one more axis."""
+    kind = dict(KINDS[request.param])
+    levels = kind.pop("levels", None)
+    return replace(
+        outputs, codebook=outputs.codebook if levels is None else in_levels(outputs.codebook)[levels], **kind
+    )
+
+
+def expected_assignments(outputs, tau):
+    """Codes ``[M, L]`` and probabilities ``[M, L, K]``, level by level in double precision."""
+    x, codes, shares = outputs.code_input.double(), [], []
+    for level in outputs.codebook.double().reshape(-1, *outputs.codebook.shape[-2:]):
+        if outputs.code_metric == "cosine":
+            score = torch.cosine_similarity(x[:, None], level[None], dim=-1)
+        else:
+            score = -torch.cdist(x, level).square() / (2 * level.square().sum(1).mean())
+        codes.append(score.argmax(1))
+        shares.append((score / tau).softmax(1))
+        x = x - level[codes[-1]]
+    return torch.stack(codes, 1), torch.stack(shares, 1)
+
+
+def test_codes_and_assignments_equal_their_formula(coded):
+    codes, shares = expected_assignments(coded, 0.2)
+    if coded.codebook.dim() == 2:
+        codes, shares = codes[:, 0], shares[:, 0]
+    assert torch.equal(coded.codes(), codes)
+    assert len(codes.unique()) > 2
+    found = coded.code_assignments(0.2)
+    torch.testing.assert_close(found.double(), shares, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
+    assert torch.equal(found.argmax(-1), coded.codes())
+    rows = torch.tensor([7, 0, 7, 30])
+    torch.testing.assert_close(coded.code_assignments(0.2, rows), found[rows])
+
+
+def test_code_perplexity_is_how_many_codes_an_assignment_spreads_over(coded, monkeypatch):
+    _, shares = expected_assignments(coded, 0.2)
+    expected = float(torch.exp(-(shares * shares.log()).sum(-1).mean()))
+    assert coded.code_perplexity(0.2) == pytest.approx(expected, rel=1e-4)
+    assert coded.code_perplexity(1e-4) == pytest.approx(1, abs=1e-3)
+    assert coded.code_perplexity(1e4) == pytest.approx(5, abs=1e-3)
+    for most, step in ((36, 1), (35, 2), (12, 3), (5, 8), (1, 36)):  # nodes, evenly spaced
+        some = shares[::step]
+        expected_of_some = float(torch.exp(-(some * some.log()).sum(-1).mean()))
+        assert coded.code_perplexity(0.2, most=most) == pytest.approx(expected_of_some, rel=1e-4)
+    monkeypatch.setattr("g2m.outputs.SCORES", 12)  # one or two rows at a time
+    assert coded.code_perplexity(0.2) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, float("nan"), "1"])
+def test_temperature_of_codes_is_above_zero(tau, outputs):
+    for call in (outputs.code_assignments, outputs.code_perplexity):
+        with pytest.raises(G2MError, match="tau"):
+            call(tau)
+
+
+def test_a_codebook_as_levels_is_the_same_for_one(outputs):
+    assert torch.equal(outputs.code_levels[0], outputs.codebook)
+    one = replace(outputs, codebook=outputs.codebook[None])
+    assert one.code_levels is one.codebook
+    assert torch.equal(one.codes()[:, 0], outputs.codes())
+    assert torch.equal(one.code_assignments(0.1)[:, 0], outputs.code_assignments(0.1))
+    assert one.code_perplexity(0.1) == outputs.code_perplexity(0.1)
+
+
+def test_codes_say_where_they_come_from(outputs):
+    bare = TeacherOutputs(outputs.node_id, outputs.logits)
+    for call in (bare.codes, lambda: bare.code_assignments(0.1), lambda: bare.code_perplexity(0.1)):
+        with pytest.raises(G2MError, match=r"codebook: not in these outputs.*tokenizer='beside'"):
+            call()
+
+
+@pytest.mark.parametrize("metric", CODE_METRICS)
+def test_how_codes_are_looked_up_is_kept_in_the_file(metric, outputs, tmp_path):
+    outputs = replace(outputs, code_metric=metric, codebook=in_levels(outputs.codebook)[:1])
+    loaded = TeacherOutputs.load(outputs.save(tmp_path / "o"))
+    assert loaded.code_metric == metric
+    assert loaded.meta == outputs.meta
+    assert torch.equal(loaded.codebook, outputs.codebook)
+    assert torch.equal(loaded.codes(), outputs.codes())
+
+
+def test_a_file_from_before_there_was_a_choice_is_of_cosine(outputs, tmp_path):
+    tensors = {name: getattr(outputs, name) for name in FIELDS}
+    assert TeacherOutputs.load(storage.write(tmp_path / "o", "outputs", tensors, {})).code_metric == "cosine"
+    path = storage.write(tmp_path / "o", "outputs", tensors, {"code_metric": "no such"})
+    with pytest.raises(G2MError, match="code_metric"):
+        TeacherOutputs.load(path)

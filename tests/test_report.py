@@ -85,6 +85,16 @@ def test_summary_counts_a_teacher_once_and_a_repeated_line_once():
     assert [row["seeds"] for row in summary(records)] == [2, 2]
 
 
+def test_a_tokenizer_is_in_the_name_of_the_teacher_and_published_scores_are_of_the_one_without():
+    options = ([], ["teacher.tokenizer=inside"], ["teacher.tokenizer=beside"])
+    header, table = score_rows(summary(record(options=given) for given in options), "transductive")
+    names, published = ([row[header.index(column)] for row in table] for column in ("model", "published"))
+    suffix = ["", " + codes beside", " + codes inside"]
+    assert names == [f"{who}SAGE{codes}" for who in ("", "glnn ← ") for codes in suffix]
+    assert [score != "–" for score in published] == [not name.count("codes") for name in names]
+    assert "options" not in header
+
+
 def test_summary_keeps_apart_what_differs():
     records = [
         record(),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_keys, choose
 from g2m.graph import Graph
-from g2m.models import Output
+from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class Method(nn.Module):
     """What the student learns from, and how. Subclasses register themselves under ``name``.
 
     A subclass sets the attributes below, takes its hyper-parameters as keyword arguments, and defines :meth:`loss`;
-    :meth:`prepare` if it needs the teacher. Hyper-parameters are kept as attributes of
-    the same name. Parameters it owns are trained beside the student's and not exported.
+    :meth:`prepare` if it needs the teacher, :meth:`build` if it owns parameters. Hyper-parameters are kept as
+    attributes of the same name. Parameters it owns are trained beside the student's and not exported.
 
     Attributes:
         name: what users call it.
@@ -34,6 +34,7 @@ class Method(nn.Module):
         needs: fields of :class:`~g2m.outputs.TeacherOutputs` it reads; empty if it has no teacher.
         nodes: the nodes a step draws from: ``"observed"`` (default) or ``"train"``.
         takes_edges: whether it looks at the graph's edges, in :meth:`prepare` or :meth:`edges`; default False.
+        figures: numbers worth knowing of a run, set in :meth:`prepare`; the student keeps them in ``meta_``.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Method(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     nodes: ClassVar[str] = "observed"
     takes_edges: bool = False
+    figures: Mapping[str, float] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,6 +57,12 @@ class Method(nn.Module):
         Called once, before training, with the observed graph; row i of everything is node i of it.
         """
         return {}
+
+    def build(self, model: MLP, outputs: TeacherOutputs | None) -> None:
+        """Make the parameters of the method's own whose shapes depend on the student or on the teacher's outputs.
+
+        Called once, before :meth:`prepare`, under the student's seed.
+        """
 
     def edges(self, graph: Graph) -> Tensor | None:
         """Return the edges ``[2, E]`` of the observed graph that batches are to carry; default none.
@@ -88,6 +96,17 @@ def label_loss(output: Output, batch: Batch) -> Tensor:
     """Cross-entropy on the batch's training nodes, scaled to estimate its mean over all of them without bias."""
     mask = batch.labelled
     return F.cross_entropy(output.logits[mask], batch.y[mask], reduction="sum") * batch.label_scale
+
+
+def hidden_width(model: MLP, method: str) -> int:
+    """Return the width of a student's hidden state.
+
+    Raises:
+        G2MError: if it has none.
+    """
+    if len(model.layers) < 2:
+        raise G2MError(f"num_layers: method {method!r} reads a hidden state, expected at least 2 (got 1).")
+    return model.layers[-1].in_features
 
 
 def make_method(method: str | Method | type[Method], options: Mapping[str, Any], others: Iterable[str] = ()) -> Method:
