@@ -38,12 +38,12 @@ PLACES = {
     AT_OUR_SIZE: {"tokenizer": "reference"},
     PUBLISHED: {"tokenizer": "reference", "num_codes": 5000},
 }
-REFERENCE_SCHEDULE = {"lr": 1e-4, "max_epochs": 100}  # of the published command
 DENSE_PASS = 1e11  # multiplications of one published layer, F × F for every node: beyond, an epoch takes minutes
 
 
 def usage(given: argparse.Namespace) -> None:
     lines: dict[str, list[list[float]]] = {}
+    schedule = {"lr": 1e-4, "max_epochs": given.published_epochs}  # of the published command
     for data in given.data:
         for name, options in PLACES.items():
             rows = []
@@ -54,7 +54,7 @@ def usage(given: argparse.Namespace) -> None:
                     print(f"{data}, {name}: left out, its layers are {graph.num_features} × {graph.num_features}")
                     break
                 backbone = "gcn" if reference else given.teacher
-                published = find(data, "glnn", backbone).teacher_options | (REFERENCE_SCHEDULE if reference else {})
+                published = find(data, "glnn", backbone).teacher_options | (schedule if reference else {})
                 epochs: list[dict[str, float]] = []
                 teacher = Teacher(
                     backbone, seed=seed, **{**published, "num_codes": graph.num_nodes // 8, **options}
@@ -69,7 +69,7 @@ def usage(given: argparse.Namespace) -> None:
             if not rows:
                 continue
             row = {"table": "Codes in use", "data": data, "tokenizer": name, "seeds": str(len(rows))}
-            row |= {"codes": f"{rows[0]['codes']:,}"}
+            row |= {"epochs": str(sum("usage" in epoch for epoch in epochs)), "codes": f"{rows[0]['codes']:,}"}
             for key, title, scale in (("usage", "in use %", 100), ("test", "teacher's test %", 100)):
                 row |= {title: _mean_std([scale * of[key] for of in rows])}
             row |= {"perplexity": f"{statistics.fmean(of['perplexity'] for of in rows):.1f}"}
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="sage")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--published-seeds", type=int, default=1, help="of the published settings, which are slow")
+    parser.add_argument("--published-epochs", type=int, default=100)
     parser.add_argument("--out", type=Path, help="results file to append to")
     parser.add_argument("--plot", type=Path, default=Path("codes.png"))
     parser.add_argument("--subgraphs", type=Path, default=Path("subgraphs.png"))

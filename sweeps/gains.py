@@ -14,36 +14,46 @@ from typing import Any
 from g2m.bench import append_result, read_results
 from g2m.report import summary
 
-AGAINST = {"teacher": "over teacher", "mlp": "over MLP", "glnn": "over GLNN"}
+AGAINST = {
+    "over teacher": lambda data, teacher, codes: (data, teacher, codes, "teacher"),
+    "over MLP": lambda data, teacher, codes: (data, None, None, "mlp"),
+    "over GLNN": lambda data, teacher, codes: (data, teacher, None, "glnn"),
+    "over GLNN ← codes inside": lambda data, teacher, codes: (data, teacher, "inside", "glnn"),
+    "over hidden": lambda data, teacher, codes: (data, teacher, None, "hidden"),
+}
 
 
 def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str) -> list[dict[str, str]]:
-    """Return a row per graph and teacher, the same seeds on both sides, and one with the means of each teacher."""
+    """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes."""
     scores = {
-        (row["data"], row["teacher"], row["method"]): row["scores"][part]
+        (row["data"], row["teacher"], row["tokenizer"], row["method"]): row["scores"][part]
         for row in rows
         if row["setting"] == setting and row["options"] == (options if row["teacher"] else "")
     }
-    found: list[tuple[str, dict[str, float]]] = []
-    for (data, teacher, name), own in scores.items():
+    found: list[dict[str, Any]] = []
+    for (data, teacher, codes, name), own in scores.items():
         if name != method:
             continue
-        others = {key: scores[data, None if key == "mlp" else teacher, key] for key in AGAINST}
         differences = {
-            AGAINST[key]: 100 * statistics.fmean(a - b for a, b in zip(own, other, strict=False))
-            for key, other in others.items()
+            key: 100 * statistics.fmean(a - b for a, b in zip(own, scores[other], strict=False))
+            for key, of in AGAINST.items()
+            if (other := of(data, teacher, codes)) in scores
         }
-        found.append((f"{data} ← {teacher.upper()}", {"seeds": len(own), **differences}))
-    mean = {key: statistics.fmean(of[key] for _, of in found) for key in AGAINST.values()}
-    rows = [*found, (f"mean of {len(found)}", mean)]
+        suffix = f" + codes {codes}" if codes else ""
+        found.append({"of": f"{data} ← {teacher.upper()}{suffix}", "codes": codes, "seeds": len(own), **differences})
+    for codes in dict.fromkeys(row["codes"] for row in found):
+        alike = [row for row in found if row["codes"] == codes]
+        name = f"mean of {len(alike)}" + (f", codes {codes}" if codes else "")
+        shared = [key for key in AGAINST if all(key in row for row in alike)]
+        found.append({"of": name, "codes": ..., **{key: statistics.fmean(row[key] for row in alike) for key in shared}})
     return [
         {
             "table": f"{method} against others, {setting}, {part} nodes: points of accuracy",
-            "student": name,
-            "seeds": str(values.get("seeds", "–")),
-            **{key: f"{values[key]:+.2f}" for key in AGAINST.values()},
+            "student": row["of"],
+            "seeds": str(row.get("seeds", "–")),
+            **{key: f"{row[key]:+.2f}" for key in AGAINST if key in row},
         }
-        for name, values in rows
+        for row in found
     ]
 
 
