@@ -8,8 +8,21 @@ from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
+from g2m.graphs import Graphs
 from g2m.methods import Method
 from g2m.models import GNN, MLP
 from g2m.outputs import TeacherOutputs
 
-__all__ = ["GNN", "MLP", "G2MError", "Graph", "Method", "Student", "Teacher", "TeacherOutputs", "__version__", "load"]
+__all__ = [
+    "GNN",
+    "MLP",
+    "G2MError",
+    "Graph",
+    "Graphs",
+    "Method",
+    "Student",
+    "Teacher",
+    "TeacherOutputs",
+    "__version__",
+    "load",
+]

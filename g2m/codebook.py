@@ -110,7 +110,8 @@ class Quantized(NamedTuple):
     Attributes:
         value: the code of each vector ``[N, D]``; its gradient goes to the vector as it is (straight-through).
         index: which code it is ``[N]``; ``[N, L]`` where there are levels.
-        commitment: mean over vectors of the squared distance to the code, of unit vectors if the metric is cosine.
+        commitment: mean squared distance of vectors to their codes, relative to the vectors' mean squared norm: it
+            does not grow with their scale. Of unit vectors if the metric is cosine.
     """
 
     value: Tensor
@@ -187,7 +188,7 @@ class Codebook(nn.Module):
         return Quantized(
             _StraightThrough.apply(x, value),
             index[0] if self.num_levels == 1 else torch.stack(index, 1),
-            (vectors - value).square().sum(1).mean(),
+            (vectors - value).square().sum(1).mean() / vectors.detach().square().sum(1).mean().clamp_min(1e-12),
         )
 
     def extra_repr(self) -> str:

@@ -219,6 +219,7 @@ class Teacher(_Estimator):
             progress: show a bar.
             on_epoch: called with each epoch's record.
         """
+        _check_graph(graph)
         kept = self._cache_file(graph, cache) if cache is not None else None
         if kept is not None and kept.exists():
             return self._take(Teacher.load(kept))
@@ -502,6 +503,7 @@ class Student(_Estimator):
         Raises:
             G2MError: if outputs are missing, of another graph, or lack what the method needs.
         """
+        _check_graph(graph)
         observed = graph.observed()
         if indicators and outputs is None:
             raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
@@ -614,6 +616,14 @@ class Student(_Estimator):
 
 def _like(given: Any, result: Tensor) -> Any:
     return result.numpy() if isinstance(given, np.ndarray) else result
+
+
+def _check_graph(graph: Graph) -> None:
+    if not isinstance(graph, Graph):
+        raise G2MError(
+            f"graph: expected a g2m.Graph, teachers and students classify nodes (got {type(graph).__name__}). "
+            "Build one with Graph.from_pyg or Graph.from_networkx, or load a card of node classification."
+        )
 
 
 def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> None:

@@ -30,10 +30,10 @@ def percent(values: Sequence[float]) -> str:
 def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return one row per data set, setting, teacher, method and options, teachers included, over seeds.
 
-    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``tokenizer`` (where
-    the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment), ``seeds``, ``scores`` (part → list over seeds), ``published`` (part →
-    [mean, std] in percent; none where a hyper-parameter of the method was changed), ``run`` (size of the model) and
-    ``seconds`` (mean training time).
+    A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``tokenizer``
+    (where the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment), ``seeds``,
+    ``scores`` (part → list over seeds), ``published`` (part → [mean, std] in percent; none where a hyper-parameter of
+    the method was changed), ``run`` (size of the model) and ``seconds`` (mean training time).
     """
     rows: dict[tuple, dict[str, Any]] = {}
 

@@ -114,6 +114,9 @@ class Tokenizer(nn.Module):
         )
         self.decode_nodes = nn.Linear(code_dim, num_features if node_target == "features" else hidden_channels)
         self.decode_edges = nn.Linear(code_dim, hidden_channels)
+        if direct and not reference:  # a GNN with codes inside starts as the GNN without, but for the rounding to codes
+            nn.init.eye_(self.decode_edges.weight)
+            nn.init.zeros_(self.decode_edges.bias)
 
     def forward(self, hidden: Tensor) -> Tokens:
         """Return the codes of hidden states ``[N, H]``; in training, the codebook follows."""

@@ -122,7 +122,7 @@ def test_the_value_is_the_code_and_its_gradient_goes_to_the_vector_as_it_is(opti
     assert torch.equal(gradient, weight)
     # the commitment has a gradient of its own, towards the code
     vector = F.normalize(x) if book.metric == "cosine" else x
-    expected = (vector - value.detach()).square().sum() / 9
+    expected = (vector - value.detach()).square().sum() / vector.detach().square().sum()
     torch.testing.assert_close(commitment, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (commitment, expected)))
 
@@ -177,6 +177,13 @@ def test_same_seed_same_bits(options):
 
     assert same_bits(trained(0), trained(0))
     assert not same_bits(trained(0), trained(1))
+
+
+@books
+def test_commitment_does_not_grow_with_the_scale_of_the_vectors(options):
+    x = vectors(60, 4)
+    (_, _, first), (_, _, second) = (codebook(5, 4, **options)(scale * x) for scale in (1, 1000))
+    torch.testing.assert_close(second, first, rtol=1e-3, atol=0)
 
 
 @books
@@ -259,7 +266,8 @@ def test_another_implementation_gives_the_same_codes(metric, num_levels):
             codes.append(code)
         assert torch.equal(index, codes[0] if num_levels == 1 else torch.stack(codes, 1))
         torch.testing.assert_close(value, total)
-        torch.testing.assert_close(commitment, 5 * loss)  # theirs is a mean over entries; of the last level
+        scale = 1 if metric == "cosine" else x.square().sum(1).mean()
+        torch.testing.assert_close(commitment * scale, 5 * loss)  # theirs is a mean over entries; of the last level
         if (metric, num_levels) == ("euclidean", 1):  # under cosine theirs goes through the normalisation
             mine, other = (torch.autograd.grad((v * weight).sum(), x, retain_graph=True)[0] for v in (value, total))
             torch.testing.assert_close(mine, other)

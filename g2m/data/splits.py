@@ -1,4 +1,4 @@
-"""Splits: pure functions from labels and a seed to ``{part: node ids}``."""
+"""Splits: pure functions from labels and a seed to ``{part: ids}``, of nodes or of graphs."""
 
 from __future__ import annotations
 
@@ -104,11 +104,44 @@ def random(
     return _parts(train=picked, val=val, test=test)
 
 
+def stratified(y: Tensor, seed: int = 0, *, num_val: float = 0.1, num_test: float = 0.1) -> dict[str, Tensor]:
+    """Draw the same share of every class for validation and for the test; all the rest is for training.
+
+    Args:
+        y: classes ``[G]`` of graphs; -1, unlabelled, is in no part.
+        seed: of the draw, default 0.
+        num_val: share of the validation graphs, in (0, 1), default 0.1; of a class, rounded, but at least one.
+        num_test: share of the test graphs, likewise.
+
+    Raises:
+        G2MError: if a share leaves a class without training graphs.
+    """
+    for name, share in (("num_val", num_val), ("num_test", num_test)):
+        if not 0 < share < 1:
+            raise G2MError(f"{name}: expected a share in (0, 1) (got {share!r}).")
+    y, classes = _known(y, 3, "graphs")
+    rng = _generator(seed)
+    parts = {"train": [], "val": [], "test": []}
+    for c in classes:
+        ids = rng.permutation(np.flatnonzero(y == c))
+        val, test = (max(1, round(share * len(ids))) for share in (num_val, num_test))
+        if val + test >= len(ids):
+            raise G2MError(
+                f"num_val, num_test: expected shares that leave a training graph in every class (got {num_val} and "
+                f"{num_test}, all {len(ids)} of class {c}). Lower them."
+            )
+        for part, some in zip(parts, np.split(ids, [len(ids) - val - test, len(ids) - test]), strict=True):
+            parts[part].append(some)
+    return _parts(**{part: np.concatenate(ids) for part, ids in parts.items()})
+
+
 #: Split name -> function of the data and the seed, what ``load(name, split=…)`` looks up.
 SPLITS: dict[str, Callable[[Data, int], dict[str, Tensor]]] = {
     "public": public,
     "cpf": lambda data, seed: cpf(data.y, seed),
     "random": lambda data, seed: random(data.y, seed),
+    "stratified": lambda data, seed: stratified(data.y, seed),
+    "scaffold": public,
 }
 
 
@@ -118,19 +151,19 @@ def _generator(seed: int) -> np.random.RandomState:
     return np.random.RandomState(seed)  # the reference's generator
 
 
-def _known(y: Any, needed: int) -> tuple[np.ndarray, np.ndarray]:
+def _known(y: Any, needed: int, what: str = "nodes") -> tuple[np.ndarray, np.ndarray]:
     y = np.asarray(y)
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise G2MError(f"y: expected integer labels of shape [N] (got {y.dtype}, shape {y.shape}).")
     classes, found = np.unique(y[y >= 0], return_counts=True)
     if len(classes) == 0:
-        raise G2MError("y: expected labelled nodes (got none).")
+        raise G2MError(f"y: expected labelled {what} (got none).")
     if found.min() < needed:
         least = int(found.argmin())
         raise G2MError(
-            f"y: expected at least {needed} labelled nodes in every class for this split "
+            f"y: expected at least {needed} labelled {what} in every class for this split "
             f"(got {int(found[least])} in class {int(classes[least])}). "
-            "Load with split={}, then graph.with_split(...) with a split of fewer nodes a class from g2m.data.splits."
+            f"Load with split={{}}, then .with_split(...) with a split of fewer {what} a class from g2m.data.splits."
         )
     return y, classes
 

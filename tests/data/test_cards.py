@@ -43,6 +43,8 @@ def test_every_card_is_valid_and_has_what_a_user_needs():
         *("cora-cpf", "citeseer-cpf", "pubmed-cpf", "photo-cpf", "computers-cpf", "cs-cpf", "physics-cpf"),
         *("roman-empire", "amazon-ratings", "minesweeper", "tolokers", "questions"),
         *("chameleon-filtered", "squirrel-filtered", "ogbn-arxiv", "ogbn-products", "digits", "sbm"),
+        *("mutag", "proteins", "nci1", "enzymes", "imdb-binary", "imdb-multi", "dd", "bzr", "atlas"),
+        *("ogbg-molbace", "ogbg-molbbbp", "ogbg-molhiv", "ogbg-moltox21"),
     }
     for name, card in cards.items():
         assert card.name == name
@@ -75,6 +77,16 @@ def test_read_card(tmp_path):
     assert card.splits == ("cpf", "random")
     assert card.files == ("npz/toy.npz",)
     assert (card.normalize_features, card.directed, card.keep_loops, card.options) == (False, False, False, {})
+    assert card.counts == {"graphs": 1, "nodes": 4, "edges": 3, "features": 2, "classes": 2, "tasks": 1}
+
+
+def test_a_card_of_many_graphs_says_how_many(tmp_path):
+    many = TOML.replace("node classification", "graph classification")
+    with pytest.raises(G2MError, match=r"counts: expected an integer for 'graphs' \(got None\)"):
+        read_card(written(tmp_path, many))
+    card = read_card(written(tmp_path, many.replace("nodes = 4", "nodes = 4\ngraphs = 2\ntasks = 3")))
+    assert (card.counts["graphs"], card.counts["tasks"]) == (2, 3)
+    assert len({tuple(card.counts) for card in data.cards().values()}) == 1  # one table of all cards
 
 
 @pytest.mark.parametrize(
@@ -158,6 +170,8 @@ def test_every_split_of_a_card_is_known():
 def test_the_card_shown_in_the_docs_is_the_one_in_use():
     page = Path(__file__).parents[2] / "docs" / "data.md"
     shown = tomllib.loads(re.search(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1])
-    assert {key: getattr(find_card("minesweeper"), key) for key in shown} == {
+    card = find_card("minesweeper")
+    assert shown.pop("counts").items() <= card.counts.items()
+    assert {key: getattr(card, key) for key in shown} == {
         key: tuple(value) if isinstance(value, list) else value for key, value in shown.items()
     }

@@ -82,9 +82,44 @@ def test_random_defaults_are_those_of_ff():
     assert {part: len(ids) for part, ids in parts.items()} == {"train": 60, "val": 500, "test": 1000}
 
 
+@pytest.mark.parametrize(("num_val", "num_test"), [(0.1, 0.1), (0.25, 0.5), (0.01, 0.3)])
+def test_stratified_parts_have_the_classes_in_the_shares_of_the_whole(num_val, num_test):
+    y = torch.from_numpy(np.random.default_rng(0).choice(4, 1000, p=[0.6, 0.3, 0.09, 0.01]))
+    y[:50] = -1
+    parts = splits.stratified(y, 5, num_val=num_val, num_test=num_test)
+    whole = y[50:].bincount(minlength=4)
+    found = {part: y[ids].bincount(minlength=4) for part, ids in parts.items()}
+    assert torch.equal(sum(found.values()), whole)
+    for part, share in (("val", num_val), ("test", num_test)):
+        assert found[part].min() >= 1
+        assert ((found[part] - share * whole).abs() <= 1).all()
+    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(50, 1000))
+    assert as_lists(splits.stratified(y, 5, num_val=num_val, num_test=num_test)) == as_lists(parts)
+    assert as_lists(splits.stratified(y, 6, num_val=num_val, num_test=num_test)) != as_lists(parts)
+
+
+def test_stratified_is_a_tenth_each_by_default_and_draws_evenly():
+    y = torch.arange(60) % 2
+    drawn = torch.zeros(60)
+    for seed in range(500):
+        parts = splits.stratified(y, seed)
+        assert [len(ids) for ids in parts.values()] == [48, 6, 6]
+        drawn[parts["test"]] += 1
+    assert (drawn / 500 - 0.1).abs().max() < 0.06  # four standard errors
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
+        (
+            lambda: splits.stratified(torch.tensor([0] * 9 + [1] * 2)),
+            r"at least 3 labelled graphs .* \(got 2 in class 1\)",
+        ),
+        (lambda: splits.stratified(Y[:12], num_val=0.4, num_test=0.6), "leave a training graph .* all 3 of class 0"),
+        (lambda: splits.stratified(Y, num_val=0), r"num_val: expected a share in \(0, 1\)"),
+        (lambda: splits.stratified(Y, num_test=30), r"num_test: expected a share in \(0, 1\)"),
+        (lambda: splits.stratified(Y.float()[:, None]), "integer labels of shape"),
+        (lambda: splits.stratified(Y * 0 - 1), "expected labelled graphs"),
         (
             lambda: splits.cpf(torch.tensor([0] * 60 + [1] * 49)),
             r"at least 50 labelled nodes in every .* 49 in class 1\)",
