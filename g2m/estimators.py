@@ -217,7 +217,8 @@ class Teacher(_Estimator):
             cache: folder of trained teachers. One with this graph's fingerprint, this configuration and seed is read
                 from it; otherwise it is trained, with checkpoints there, and kept. Needs ``model`` by name.
             progress: show a bar.
-            on_epoch: called with each epoch's record.
+            on_epoch: called with each epoch's record. With a tokenizer beside, its epochs follow, counted anew; their
+                ``val`` is minus their loss.
         """
         _check_graph(graph)
         kept = self._cache_file(graph, cache) if cache is not None else None
@@ -274,10 +275,10 @@ class Teacher(_Estimator):
     ) -> Teacher:
         """Train the GNN as it is without a tokenizer, then the tokenizer on its hidden states: those of no labels."""
         params = {name: value for name, value in self.params().items() if name not in tokenizer_options()}
+        with seeded(self.seed, resolve_device(self.device)):  # before the GNN is trained: wrong options cost nothing
+            model = self._build(graph.num_features, graph.num_classes)
         plain = Teacher(**params | {"tokenizer": None}).fit(graph, cache=cache, progress=progress, on_epoch=on_epoch)
         observed = graph.observed()
-        with seeded(self.seed, resolve_device(self.device)):
-            model = self._build(graph.num_features, graph.num_classes)
         model.gnn.load_state_dict(plain.model_.state_dict())
         task, hidden = Reconstruction(model.tokenizer), plain._forward(observed).hidden
         inputs = (hidden, observed.features, model.tokenizer.linked_pairs(observed))

@@ -158,9 +158,9 @@ class TeacherOutputs:
     # -- belonging ---------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Return a hash of every tensor."""
+        """Return a hash of every tensor and of the metric of the codes."""
         tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
-        return storage.checksum({k: v for k, v in tensors.items() if v is not None})[:32]
+        return storage.checksum({k: v for k, v in tensors.items() if v is not None}, meta=self.code_metric)[:32]
 
     def check(self, graph: Graph, *, edges: bool = True) -> None:
         """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``.

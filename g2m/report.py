@@ -249,7 +249,8 @@ def curves(
         panel.set(title=name, xlabel=xlabel)
         panel.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = min(len(labels), 2 * len(panels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return _save(figure, path)
 
 
