@@ -8,6 +8,7 @@ from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
+from g2m.graph_classifier import GraphClassifier
 from g2m.graphs import Graphs
 from g2m.methods import Method
 from g2m.models import GNN, MLP
@@ -18,6 +19,7 @@ __all__ = [
     "MLP",
     "G2MError",
     "Graph",
+    "GraphClassifier",
     "Graphs",
     "Method",
     "Student",

@@ -231,3 +231,66 @@ class NodeBatches:
     def _by_first_end(self) -> CSR:
         first, second = self.edge_index
         return CSR.from_coo(first, second, torch.ones(len(first), device=first.device), (len(self.y), len(self.y)))
+
+
+class GraphBatches:
+    """Random batches of graphs, or of what stands for them.
+
+    Args:
+        program: see :class:`~g2m.condense.program.Program`; ``of`` gives that of some.
+        y: classes ``[G]``, shares of classes ``[G, C]``, or labels of tasks ``[G, T]``, NaN for a missing one.
+        weight: of each in the loss, ``[G]``, or of tasks ``[G, T]``; default 1 for classes; tasks need one.
+        batch_size: graphs a step; default 128. ``"all"``: one step. A single graph left over joins the batch before.
+        draws: graphs an epoch, drawn with replacement in proportion to ``weight``, which is then 1 in the loss; default
+            ``None``: each once.
+    """
+
+    def __init__(
+        self,
+        program: Any,
+        y: Tensor,
+        weight: Tensor | None = None,
+        *,
+        batch_size: int | str = 128,
+        draws: int | None = None,
+    ) -> None:
+        self.program, self.y, self.batch_size = program, y, check_batch_size(batch_size)
+        self.weight = torch.ones(len(y)) if weight is None else weight
+        self.draws = None if draws is None else check_whole("draws", draws)
+
+    def to(self, device: torch.device | str) -> GraphBatches:
+        self.program = self.program.to(device)
+        self.y, self.weight = self.y.to(device), self.weight.to(device)
+        self.__dict__.pop("_whole", None)  # made on the old device
+        return self
+
+    def epoch(self, generator: Generator) -> Iterator[Batch]:
+        if self.draws is not None:
+            chance = self.weight.cpu() if self.weight.dim() == 1 else self.weight.cpu().sum(1)
+            order = torch.multinomial(chance, self.draws, replacement=True, generator=generator)
+        elif self.batch_size == "all" or self.batch_size >= len(self.y):
+            yield self._whole
+            return
+        else:
+            order = torch.randperm(len(self.y), generator=generator)
+        rows = list(order.split(len(order) if self.batch_size == "all" else self.batch_size))
+        if len(rows) > 1 and len(rows[-1]) == 1 < self.batch_size:  # one graph may be one node: no batch for batch norm
+            rows[-2:] = [torch.cat(rows[-2:])]
+        for row in rows:
+            yield self._batch(row.to(self.y.device))
+
+    @cached_property
+    def _whole(self) -> Batch:
+        row = torch.arange(len(self.y), device=self.y.device)
+        return self._of(self.program, row)
+
+    def _batch(self, row: Tensor) -> Batch:
+        return self._of(self.program.of(row), row)
+
+    def _of(self, program: Any, row: Tensor) -> Batch:
+        y, weight = self.y[row], self.weight[row]
+        weight = torch.ones_like(weight) if self.draws is not None else weight
+        known = ~y.isnan() if y.is_floating_point() and weight.dim() == 2 else torch.ones_like(weight, dtype=torch.bool)
+        total = float((weight * known).sum())
+        labelled = torch.ones(len(row), dtype=torch.bool, device=row.device)
+        return Batch((program,), row, y, labelled, 1 / max(total, 1e-12), {"weight": weight * known})

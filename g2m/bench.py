@@ -45,6 +45,15 @@ class Cell:
     seed: int
 
     @property
+    def job(self) -> tuple:
+        """Cells of one job run one after the other: they share a teacher, which the first trains, and others read."""
+        return self.experiment.data, self.experiment.teacher, self.setting, self.seed
+
+    def run(self, **options: Any) -> Record:
+        """Train the cell, see :func:`run_cell`."""
+        return run_cell(self, **options)
+
+    @property
     def key(self) -> str:
         """A hash of everything that decides the result."""
         content = {**self.experiment.config(), "setting": self.setting, "seed": self.seed}
@@ -175,7 +184,8 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
 def read_results(path: str | Path) -> list[Record]:
     """Read a results file. A last line cut short by a kill is left out; any other broken line is an error.
 
-    A line is a JSON object with either ``key`` (a training, see :func:`run_cell`) or ``table`` (a row of that table).
+    A line is a JSON object with ``key`` (a training, see :func:`run_cell`), with ``key`` and ``row`` (see
+    :mod:`g2m.condense.bench`), or with ``table`` (a row of that table).
     """
     path = Path(path)
     if not path.is_file():
@@ -189,7 +199,8 @@ def read_results(path: str | Path) -> list[Record]:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
-        if not isinstance(record, dict) or not ("table" in record or record.keys() >= _RECORD):
+        known = isinstance(record, dict) and ("table" in record or record.keys() >= {"key", "row"})
+        if not known and not (isinstance(record, dict) and record.keys() >= _RECORD):
             raise G2MError(f"path: line {number} of {str(path)!r} is not a result of g2m.")
         records.append(record)
     return records
@@ -232,7 +243,7 @@ def run(
     """Run cells and yield their records as they are ready; finished ones are read from ``out``, not run again.
 
     Args:
-        grid: from :func:`cells`.
+        grid: from :func:`cells`, or of :func:`g2m.condense.bench.cells`.
         out: results file, one JSON line per cell; a killed run continues from it.
         workers: processes; threads are divided among them. Default 1: this process.
         folders: by cell key, where to keep what was trained.
@@ -247,9 +258,7 @@ def run(
         if cell.key in finished:
             yield finished[cell.key]
             continue
-        # Cells that share a teacher run one after the other: it is trained once, the others read it from the cache.
-        shared = (cell.experiment.data, cell.experiment.teacher, cell.setting, cell.seed)
-        jobs.setdefault(shared, []).append(cell)
+        jobs.setdefault(cell.job, []).append(cell)
     with closing(_records(list(jobs.values()), workers, folders or {}, progress, options)) as records:
         for record in records:
             if out is not None:
@@ -263,7 +272,7 @@ def _records(
     if workers <= 1:
         for job in jobs:
             for cell in job:
-                yield run_cell(cell, folder=folders.get(cell.key), progress=progress, **options)
+                yield cell.run(folder=folders.get(cell.key), progress=progress, **options)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
@@ -273,7 +282,7 @@ def _records(
         def start(job: list[Cell]) -> None:
             if job:
                 cell, *rest = job
-                running[pool.submit(run_cell, cell, folder=folders.get(cell.key), **options)] = rest
+                running[pool.submit(cell.run, folder=folders.get(cell.key), **options)] = rest
 
         try:
             for job in jobs:

@@ -1,4 +1,4 @@
-"""The command line: ``g2m demo | data | train | bench | report | predict``."""
+"""The command line: ``g2m demo | data | train | bench | condense | bench-condense | report | predict``."""
 
 from __future__ import annotations
 
@@ -288,6 +288,125 @@ def bench(
         if table:
             show(header, table, setting)
     out.print(f"results: {results}", highlight=False)
+
+
+@cli.command("condense")
+def condense_command(
+    data: Annotated[str, typer.Argument(help="Card name of a set of graphs, see g2m data.")],
+    method: Annotated[
+        str, typer.Option(help="mirage, scored, lossless, random, herding, kcenter or doscond.")
+    ] = "scored",
+    hops: Annotated[int, typer.Option(help="Layers of the networks to be trained on it; one more for GCN.")] = 2,
+    budget: Annotated[str, typer.Option(help="Bytes: 3000, 10kB, or a share of the training graphs', 1%.")] = "1%",
+    seed: Annotated[int, typer.Option(help="Of the split and of what is drawn.")] = 0,
+    options: Annotated[list[str] | None, typer.Option("-o", help="key=value: an option of the method.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default DATA-METHOD.safetensors.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for plots: skew of the trees, the commonest ones.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Condense the training graphs of a data set to a few bytes that any GNN can be trained on."""
+    from g2m.condense import CondensedSet, condense, everything
+    from g2m.condense import inspect as inspect_trees
+    from g2m.condense.mirage import TreeTable
+    from g2m.data import load
+    from g2m.experiments import key_values
+
+    graphs = load(data, seed=seed, root=root)
+    made: CondensedSet = condense(
+        graphs, method, num_hops=hops, budget=budget, seed=seed, **key_values(options or (), "min_size=2")
+    )
+    train = graphs.subset(graphs.part("train"))
+    size, whole, table = made.nbytes(), everything(train).nbytes(), TreeTable(train, hops)
+    inspection = inspect_trees(table.classes, train.batch)
+    path = made.save(target or Path(f"{data}-{method}.safetensors"))
+    drawn = []
+    if plots is not None:
+        from g2m.condense.plots import draw_trees, plot_skew
+
+        drawn = [plot_skew(table.classes, plots / f"{data}-skew.png"), draw_trees(table, plots / f"{data}-trees.png")]
+    if as_json:
+        show_json(
+            {"file": str(path), "records": len(made), "bytes": size.raw, "compressed": size.compressed}
+            | {"bytes_full": whole.raw, "compressed_full": whole.compressed, **made.meta}
+            | {"inspection": inspection.verdict, "plots": [str(p) for p in drawn]}
+        )
+        return
+    typer.echo(str(inspection))
+    what = "graphs" if made.num_hops is None else "bags of trees"
+    rows = [
+        ["training graphs", f"{len(train):,} graphs", f"{whole.raw:,}", f"{whole.compressed:,}", "100"],
+        [method, f"{len(made):,} {what}", f"{size.raw:,}", f"{size.compressed:,}", f"{100 * size.raw / whole.raw:.2f}"],
+    ]
+    show(["", "records", "bytes", "zlib", "% of bytes"], rows, f"{data}, {made.meta['seconds']} s")
+    out.print(f"written: {path}", *(f"plot: {p}" for p in drawn), sep="\n", highlight=False)
+
+
+@cli.command("bench-condense")
+def bench_condense(
+    data: Annotated[list[str], typer.Argument(help="Card names of sets of graphs, see g2m data.")],
+    rows: Annotated[str | None, typer.Option(help="Methods and controls, by comma; default all.")] = None,
+    backbones: Annotated[str, typer.Option(help="Networks, by comma: gcn, gat, gin, sage.")] = "gcn,gat,gin",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    budget: Annotated[str, typer.Option(help="Bytes: 3000, 10kB, or a share of the training graphs', 1%.")] = "1%",
+    hops: Annotated[int | None, typer.Option(help="Default: what sweeps/condense.toml says, else 2.")] = None,
+    results: Annotated[Path, typer.Option("--out", help="Results file; a killed run goes on from it.")] = Path(
+        "condense.jsonl"
+    ),
+    plot: Annotated[Path | None, typer.Option(help="PNG of the metric against bytes.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
+    options: Annotated[
+        list[str] | None, typer.Option("-o", help="key=value: of the network; METHOD.key=value: of a method.")
+    ] = None,
+    root: Root = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Train networks on condensed sets, on all graphs and on controls, and print one table a data set."""
+    from g2m.bench import run
+    from g2m.condense.bench import ROWS, cells, tables
+
+    chosen = _rows(rows, ROWS) if rows else list(ROWS)
+    grid = cells(
+        data,
+        rows=chosen,
+        backbones=_names(backbones),
+        seeds=seeds,
+        budget=budget,
+        hops=hops,
+        overrides=options or (),
+    )
+    records = []
+    started = run(grid, out=results, workers=workers, root=root, cache=cache)
+    with bar() as progress, closing(started):
+        task = progress.add_task("trainings", total=len(grid))
+        for record in started:
+            records.append(record)
+            progress.update(task, advance=1, description=f"{record['data']} {record['row']} {record['backbone'] or ''}")
+    if plot is not None:
+        from g2m.condense.plots import plot_against_bytes
+
+        plot_against_bytes(records, plot)
+    if as_json:
+        show_json(records)
+        return
+    for title, header, lines in tables(records):
+        show(header, lines, title)
+    out.print(f"results: {results}", highlight=False)
+
+
+def _rows(given: str, known: Sequence[str]) -> list[str]:
+    """Return the rows named, by comma; some names have a comma in them."""
+    found, rest = [], given
+    while rest := rest.strip(" ,"):
+        name = max((row for row in known if rest == row or rest.startswith(f"{row},")), key=len, default=None)
+        if name is None:
+            raise G2MError(f"--rows: expected names of {'; '.join(known)} (got {rest!r}).")
+        found.append(name)
+        rest = rest.removeprefix(name)
+    return found
 
 
 @cli.command()

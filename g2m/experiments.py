@@ -85,12 +85,9 @@ class Experiment:
         ``glnn.tau=2`` to the student if its method is that one.
         """
         groups: dict[str, dict[str, Any]] = {name: {} for name in ("data", "teacher", "student", *REGISTRY)}
-        for option in options:
-            key, equals, text = option.partition("=")
+        for key, value in key_values(options, "teacher.lr=0.01").items():
             group, dot, name = key.rpartition(".")
-            if not equals or not name:
-                raise G2MError(f"-o: expected key=value, for example teacher.lr=0.01 (got {option!r}).")
-            groups[choose("-o: the part before the dot", group, groups) if dot else "student"][name] = _value(text)
+            groups[choose("-o: the part before the dot", group, groups) if dot else "student"][name] = value
         return replace(
             self,
             data_options=self.data_options | groups["data"],
@@ -101,6 +98,21 @@ class Experiment:
     def config(self) -> dict[str, Any]:
         """Return everything that decides a result, as plain values."""
         return {key: value for key, value in asdict(self).items() if key != "paper"}
+
+
+def key_values(options: Iterable[str], example: str) -> dict[str, Any]:
+    """Return ``key=value`` words as a table; values are TOML, bare words are strings.
+
+    Raises:
+        G2MError: on a word that is not of that form; the message shows ``example``.
+    """
+    found = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key.rpartition(".")[2]:
+            raise G2MError(f"-o: expected key=value, for example {example} (got {option!r}).")
+        found[key] = _value(text)
+    return found
 
 
 def _value(text: str) -> Any:

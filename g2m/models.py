@@ -216,7 +216,7 @@ class PropagateConv(nn.Module):
 class GINConv(nn.Module):
     """GIN (Xu et al., ICLR 2019): an MLP of (1 + ε)x plus the sum over neighbours, ε learned from 0.
 
-    The first linear layer of the MLP commutes with the sum, and goes first.
+    The first linear layer of the MLP commutes with the sum, and goes first where it makes x narrower.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int) -> None:
@@ -225,11 +225,15 @@ class GINConv(nn.Module):
         self.eps = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
-        return self.second(F.relu((1 + self.eps) * x[: len(adjacency)] + adjacency @ x + self.first.bias))
+        if isinstance(x, CSR) or self.first.out_features < self.first.in_features:
+            x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
+            return self.second(F.relu((1 + self.eps) * x[: len(adjacency)] + adjacency @ x + self.first.bias))
+        # There may be more columns than rows, and never fewer.
+        return self.second(F.relu(self.first((1 + self.eps) * x[: len(adjacency)] + adjacency @ x)))
 
 
 # -- backbones: the stack of layers each name stands for ---------------------------------------------------------
+# ``weights``: how often a node is its own neighbour, and what its sum is divided by (see condense.program.Hop).
 
 
 def _by_layer(adjacency: CSR | list[CSR], num_layers: int) -> list[CSR]:
@@ -248,16 +252,21 @@ class _Stack(nn.Module):
     def hops(self) -> int:
         return len(self.convs)
 
+    def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        return self.convs[i](x, adjacency)
+
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
         adjacencies, hidden = _by_layer(adjacency, len(self.convs)), None
         for i, norm in enumerate(self.norms):
             last = i + 1 == len(self.norms)
-            hidden, x = _hidden(norm(self.convs[i](x, adjacencies[i])), self.dropout, self.training, between, last)
+            hidden, x = _hidden(norm(self.conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
         rows = len(adjacencies[-1])
-        return Output(self.convs[-1](x, adjacencies[-1]), None if hidden is None else hidden[:rows])
+        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
 
 
 class GCN(_Stack):
+    weights = (1.0, "symmetric")
+
     def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str) -> None:
         super().__init__([PropagateConv(*w, gain=1.0) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
 
@@ -273,11 +282,17 @@ class SAGE(_Stack):
         super().__init__([PropagateConv(*w, gain=gain) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
         self.reference = reference
 
+    @property
+    def weights(self) -> tuple[float, str]:
+        return 2.0 if self.reference else 1.0, "mean"
+
     def adjacency(self, graph: Graph) -> CSR:
         return mean_adjacency(graph, reference=self.reference)
 
 
 class GIN(_Stack):
+    weights = (0.0, "none")
+
     def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str) -> None:
         # The MLP of the last layer is as wide as the others': at C wide its ReLU dies.
         hidden = [o for _, o in widths[:-1]]
@@ -295,6 +310,8 @@ class GAT(nn.Module):
     ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
     ``attention_dropout``, in [0, 1], default 0.3; ``dropout`` also falls on the features.
     """
+
+    weights = (1.0, "none")
 
     def __init__(
         self,
@@ -331,17 +348,18 @@ class GAT(nn.Module):
         x = dropout(x, self.dropout, self.training)
         for i, norm in enumerate(self.norms):
             last = i + 1 == len(self.norms)
-            hidden, x = _hidden(norm(self._conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
+            hidden, x = _hidden(norm(self.conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
         rows = len(adjacencies[-1])
-        return Output(self._conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
+        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
 
-    def _conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        """What ``GATConv.forward`` computes, without a message per arc and channel."""
+    def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        """What ``GATConv.forward`` computes, without a message per arc and channel; entries are multiplicities."""
         conv, rows = self.convs[i], len(adjacency)
         x = self.projections[i](x).view(-1, conv.heads, conv.out_channels)
         row, col = adjacency.row_of_entry(), adjacency.col.long()
         score = (x * conv.att_src).sum(-1)[col] + (x[:rows] * conv.att_dst).sum(-1)[row]
-        weight = softmax(F.leaky_relu(score, conv.negative_slope), row, num_nodes=rows)
+        score = F.leaky_relu(score, conv.negative_slope) + adjacency.value.log()[:, None]
+        weight = softmax(score, row, num_nodes=rows)
         x = attention(F.dropout(weight, conv.dropout, self.training), x, adjacency)
         return (x.flatten(1) if conv.concat else x.mean(1)) + conv.bias
 

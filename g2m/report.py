@@ -142,7 +142,7 @@ def markdown(records: Iterable[Record], *, level: int = 2) -> str:
         level: of the headings; default 2.
     """
     records = list(records)
-    scored = [record for record in records if "table" not in record]
+    scored = [record for record in records if "table" not in record and "row" not in record]
     rows, heading = summary(scored), "#" * level
     page = []
     for setting in PARTS:
@@ -158,6 +158,11 @@ def markdown(records: Iterable[Record], *, level: int = 2) -> str:
         )
         sources = {paper["source"] for r in scored if (paper := find(r["data"], r["method"], r["teacher"]).paper)}
         page += [f"Published: {source}.\n" for source in sorted(sources)]
+    if of_sets := [record for record in records if "row" in record]:
+        from g2m.condense.bench import NOTE, tables  # it needs what this module needs
+
+        page += [f"{heading} {title}\n\n{markdown_table(header, lines)}" for title, header, lines in tables(of_sets)]
+        page.append(NOTE)
     for name in dict.fromkeys(record["table"] for record in records if "table" in record):
         table = [_with_std(record) for record in records if record.get("table") == name]
         header = list(dict.fromkeys(key for row in table for key in row))

@@ -29,7 +29,7 @@ QUICK = [
     for word in ("-o", option)
 ]
 ENDLESS = ["-o", "glnn.max_epochs=1000000000", "-o", "glnn.patience=1000000000"]
-COMMANDS = ["demo", "data", "train", "bench", "report", "predict"]
+COMMANDS = ["demo", "data", "train", "bench", "condense", "bench-condense", "report", "predict"]
 
 
 @pytest.fixture(autouse=True)
@@ -485,3 +485,60 @@ def test_workers_end_with_their_parent(start, place, kind):
         assert (out, error) == ("", "stopped; the same command goes on from here\n")
     wait_for(lambda: members(process.pid) == [])
     assert not (place / "results.jsonl").exists() or read_results("results.jsonl") == []
+
+
+# -- condensation ----------------------------------------------------------------------------------------------
+
+
+def test_condense_says_how_trees_repeat_and_writes_the_set(call, place):
+    code, out, err = call("condense", "atlas", "--hops", 2, "--budget", "400", "--plots", "plots")
+    assert (code, err) == (0, "")
+    assert "Trees repeat with 2 hops" in out
+    assert g2m.condense.CondensedSet.load("atlas-scored.safetensors").nbytes().raw <= 400
+    assert {path.name for path in (place / "plots").iterdir()} == {"atlas-skew.png", "atlas-trees.png"}
+
+
+def test_condense_in_json_and_with_options(call):
+    code, out, _ = call(
+        "condense", "atlas", "--method", "mirage", "-o", "min_support=5", "--out", "small.safetensors", "--json"
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert found["file"] == "small.safetensors"
+    assert found["options"]["min_support"] == 5
+    assert 0 < found["bytes"] < found["bytes_full"]
+    assert found["compressed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["condense", "digits"], "expected g2m.Graphs"),
+        (["condense", "atlas", "--method", "scord"], "Did you mean 'scored'"),
+        (["condense", "atlas", "--budget", "1%%"], "budget: expected bytes"),
+        (["condense", "atlas", "--budget", "1"], "budget"),
+        (["condense", "atlas", "--method", "mirage", "-o", "min_suport=3"], "Did you mean 'min_support'"),
+        (["bench-condense", "atlas", "--rows", "full,scord"], "--rows: expected names of"),
+        (["bench-condense", "atlas", "--backbones", "gni"], "Did you mean 'gin'"),
+    ],
+)
+def test_mistakes_in_condensation_exit_2_and_write_nothing(call, place, words, message):
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert not list(place.glob("*.safetensors"))
+
+
+def test_bench_condense_prints_a_table_and_goes_on(call, place):
+    words = ["bench-condense", "atlas", "--rows", "random,mirage, faithful,wl, equal bytes,size", "--backbones", "gin"]
+    words += ["--seeds", 1, "--budget", "20%", "-o", "max_epochs=2", "--plot", "bytes.png"]
+    code, out, _ = call(*words)
+    assert code == 0
+    assert all(row in out for row in ("random", "mirage, faithful", "wl, equal bytes", "size"))
+    assert (place / "bytes.png").exists()
+    records = read_results("condense.jsonl")
+    code, out, _ = call(*words, "--json")
+    assert json.loads(out) == records == read_results("condense.jsonl")
+    code, out, _ = call("report", "condense.jsonl")
+    assert code == 0
+    assert "| mirage, faithful |" in out

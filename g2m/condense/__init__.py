@@ -1,5 +1,8 @@
 """Graph data sets, condensed: the computation trees that message passing sees, each once."""
 
+from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
+from g2m.condense.condensed import CondensedSet, Trees
+from g2m.condense.methods import METHODS, budget_bytes, condense, everything, lossless
 from g2m.condense.mining import (
     CountItems,
     Cover,
@@ -11,6 +14,9 @@ from g2m.condense.mining import (
     top_k,
     within_budget,
 )
+from g2m.condense.mirage import TreeTable, mirage
+from g2m.condense.program import Hop, Program
+from g2m.condense.scored import CountModel, scored
 from g2m.condense.trees import (
     ClassDAG,
     Forest,
@@ -26,23 +32,40 @@ from g2m.condense.trees import (
 )
 
 __all__ = [
+    "METHODS",
     "ClassDAG",
+    "CondensedSet",
     "CountItems",
+    "CountModel",
     "Cover",
     "Forest",
+    "Hop",
     "Inspection",
     "Itemsets",
     "Level",
+    "Program",
     "Repetition",
     "RowKeys",
     "TreeClasses",
     "TreeKeys",
+    "TreeTable",
+    "Trees",
+    "budget_bytes",
+    "condense",
     "count_items",
     "cover",
     "coverage",
+    "doscond",
+    "everything",
     "graph_sets",
+    "herding",
     "inspect",
+    "kcenter",
+    "lossless",
     "mine",
+    "mirage",
+    "random_graphs",
+    "scored",
     "top_k",
     "tree_classes",
     "within_budget",

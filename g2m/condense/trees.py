@@ -21,6 +21,7 @@ from torch import Tensor
 from g2m.errors import G2MError, check_whole, choose
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch_geometric.data import Data
 
@@ -768,9 +769,38 @@ class ClassDAG:
         Raises:
             G2MError: on a class that is not there, or a larger tree.
         """
+        from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+
+        figure = Figure(layout="tight")
+        axes = figure.add_subplot(frame_on=False)
+        across, down = self.draw_on(axes, tree, label=label, edge_label=edge_label, max_nodes=max_nodes)
+        figure.set_size_inches(max(2.4, 0.4 * across), 1.1 * down + 0.3)
+        return figure
+
+    def draw_on(
+        self,
+        axes: Axes,
+        tree: int,
+        *,
+        label: Callable[[int], str] = str,
+        edge_label: Callable[[int], str] | None = None,
+        number: Callable[[int], int] = int,
+        max_nodes: int = 200,
+    ) -> tuple[int, int]:
+        """Draw as :meth:`draw` does, on given axes; return how many leaves are side by side, and how many levels.
+
+        Leaves are at 0, 1, … from the left, nodes of depth d at -d: limits and size of the axes are the caller's.
+
+        Args:
+            axes: of matplotlib.
+            tree, label, edge_label, max_nodes: see :meth:`draw`.
+            number: of a key's colour, of which there are 20; default the key itself.
+
+        Raises:
+            G2MError: as :meth:`draw`.
+        """
         import networkx as nx
         from matplotlib import colormaps
-        from matplotlib.figure import Figure  # no pyplot: no window system is asked for
 
         forest = self.unroll([tree], max_nodes=max_nodes)
         arcs = [(parent, child) for child, parent in forest.edge_index.T.tolist()]
@@ -781,17 +811,15 @@ class ClassDAG:
         for node in nx.dfs_postorder_nodes(graph, 0):  # leaves side by side, a parent over the middle of its children
             across = [place[child][0] for child in graph[node]]
             place[node] = (sum(across) / len(across) if across else next(leaf), -int(forest.depth[node]))
-        figure = Figure(figsize=(max(2.4, 0.4 * next(leaf)), 1.1 * (forest.depth.max() + 1) + 0.3), layout="tight")
-        axes = figure.add_subplot(frame_on=False)
         nx.draw_networkx_edges(graph, place, ax=axes, edge_color="0.6", arrows=False)
-        colours = [colormaps["tab20"](int(key) % 20) for key in forest.key]
+        colours = [colormaps["tab20"](number(int(key)) % 20) for key in forest.key]
         nx.draw_networkx_nodes(graph, place, ax=axes, node_size=220, node_color=colours, edgecolors="0.3")
         texts = {i: label(int(key)) for i, key in enumerate(forest.key)}
         nx.draw_networkx_labels(graph, place, texts, ax=axes, font_size=8)
         if edge_label is not None:
             texts = {arc: edge_label(int(key)) for arc, key in zip(arcs, forest.edge_key, strict=True)}
             nx.draw_networkx_edge_labels(graph, place, texts, ax=axes, font_size=7, rotate=False)
-        return figure
+        return next(leaf), int(forest.depth.max()) + 1
 
     def _top(self, classes: Array) -> np.ndarray:
         classes, known = np.atleast_1d(_numpy(classes)), len(self.levels[-1])

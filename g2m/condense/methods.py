@@ -1,0 +1,129 @@
+"""Condensation by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
+from g2m.condense.condensed import CondensedSet
+from g2m.condense.mirage import TreeTable, mirage
+from g2m.condense.scored import scored
+from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.graphs import Graphs
+
+
+def everything(graphs: Graphs) -> CondensedSet:
+    """Return the graphs as a set of themselves: what budgets are shares of."""
+    return CondensedSet(graphs, graphs.y, torch.ones(graphs.y.shape))
+
+
+def lossless(graphs: Graphs, *, num_hops: int, degrees: bool = False, seed: int = 0) -> CondensedSet:
+    """Keep all that networks of ``num_hops`` layers can tell apart, as graphs or as trees, whichever takes fewer bytes.
+
+    Training on it gives the logits, losses and gradients of training on the graphs, and computes equal trees once.
+
+    Args:
+        graphs: the training graphs.
+        num_hops: of the trees, from 1.
+        degrees: whether to tell nodes of different degree apart, for GCN.
+        seed: not used, nothing is drawn.
+    """
+    whole = everything(graphs)
+    if not graphs.num_nodes:
+        return whole
+    table = TreeTable(graphs, num_hops, degrees)
+    entries = table.counts.tocoo()
+    trees = table.bags(*entries.coords, entries.data, len(graphs))
+    shared = CondensedSet(trees, whole.y, whole.weight)
+    return min(whole, shared, key=lambda made: made.nbytes().raw)
+
+
+#: Method name -> function of the training graphs.
+METHODS: dict[str, Callable[..., CondensedSet]] = {
+    "mirage": mirage,
+    "scored": scored,
+    "lossless": lossless,
+    "random": random_graphs,
+    "herding": herding,
+    "kcenter": kcenter,
+    "doscond": doscond,
+}
+_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
+
+
+def budget_bytes(budget: int | str, graphs: Graphs) -> int:
+    """Return a budget in bytes.
+
+    Args:
+        budget: a number of bytes, ``"10kB"``, ``"2 MB"``, or ``"1%"`` of what the training graphs take in the same
+            account.
+        graphs: the training graphs.
+
+    Raises:
+        G2MError: on anything else.
+    """
+    if isinstance(budget, str):
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[a-zA-Z]*)\s*", budget)
+        if found and found[2] == "%":
+            return check_whole("budget", int(float(found[1]) / 100 * everything(graphs).nbytes().raw))
+        if not found or found[2].lower() not in _UNITS:
+            raise G2MError(f"budget: expected bytes, such as 3000, '10kB' or '1%' (got {budget!r}).")
+        budget = int(float(found[1]) * _UNITS[found[2].lower()])
+    return check_whole("budget", budget)
+
+
+def condense(
+    graphs: Graphs,
+    method: str = "scored",
+    *,
+    num_hops: int = 2,
+    budget: int | str | None = "1%",
+    seed: int = 0,
+    **options: Any,
+) -> CondensedSet:
+    """Condense the training graphs of a data set; nothing else of it is looked at.
+
+    Args:
+        graphs: needs the part ``train``.
+        method: ``"scored"`` (default), ``"mirage"``, ``"lossless"``, ``"random"``, ``"herding"``, ``"kcenter"`` or
+            ``"doscond"``.
+        num_hops: layers of the networks that are to be trained on it, from 1; default 2. One more for GCN, or
+            ``degrees=True``.
+        budget: bytes that the set may take, or as text ``"10kB"``, ``"1%"`` (default) of the training graphs'.
+            ``"lossless"`` has none, and ``"mirage"`` none with ``min_support``.
+        seed: of what is drawn, default 0.
+        options: of the method, see :mod:`g2m.condense`.
+
+    Raises:
+        G2MError: on an unknown method or option, or a budget too small for anything.
+    """
+    if not isinstance(graphs, Graphs):
+        raise G2MError(f"graphs: expected g2m.Graphs (got {type(graphs).__name__}). Load a card of sets of graphs.")
+    function = METHODS[choose("method", method, METHODS)]
+    allowed = [p for p in inspect.signature(function).parameters if p not in ("graphs", "budget", "num_hops", "seed")]
+    check_keys(f"method {method!r}", options, allowed)
+    num_hops, seed = check_whole("num_hops", num_hops), check_whole("seed", seed, 0)
+    train = graphs.subset(graphs.part("train"))
+    started = time.perf_counter()
+    given: dict[str, Any] = {"num_hops": num_hops, "seed": seed, **options}
+    if method != "lossless" and options.get("min_support") is None:
+        if budget is None:
+            raise G2MError(f"budget: method {method!r} needs one (got none). Give bytes, or '1%' of the graphs'.")
+        given["budget"] = budget_bytes(budget, train)
+    made = function(train, **given)
+    meta = {
+        "method": method,
+        "data": graphs.name,
+        "fingerprint": graphs.fingerprint(),
+        "options": {name: value for name, value in given.items() if value is not None},
+        "seconds": round(time.perf_counter() - started, 3),
+        "figures": dict(made.meta),
+    }
+    return replace(made, meta=meta)

@@ -1,0 +1,302 @@
+"""Mirage (Gupta et al., ICLR 2024): frequent sets of computation trees stand for the graphs that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+
+from g2m.condense.condensed import CondensedSet, Trees
+from g2m.condense.mining import Itemset, cover, mine, top_k, within_budget
+from g2m.condense.program import attributes
+from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
+from g2m.errors import G2MError, check_whole, choose
+from g2m.graphs import Graphs
+
+SHARED = ("keep", "drop")
+PRIORS = ("train", "balanced")
+_CANDIDATES = 20_000  # closed sets that a cover is chosen from
+_LEAST = 8  # bytes of a record, or more: no more sets can fit
+
+
+class TreeTable:
+    """The trees of training graphs, as condensation reads them.
+
+    Args:
+        graphs: the training graphs.
+        num_hops: of the trees, from 1.
+        degrees: whether nodes of different degree differ from the start, for networks that divide by it.
+    """
+
+    def __init__(self, graphs: Graphs, num_hops: int, degrees: bool = False) -> None:
+        if not graphs.num_nodes:
+            raise G2MError("graphs: expected nodes in the training graphs (got none). There are no trees to condense.")
+        self.graphs, self.num_hops = graphs, check_whole("num_hops", num_hops)
+        self.keys = TreeKeys(degree=degrees).fit(graphs)
+        self.classes = tree_classes(graphs.edge_index, *self.keys.transform(graphs), num_hops=num_hops)
+        self.dag = self.classes.dag
+        self.counts = self.at(num_hops)
+        self.attributes = attributes(self.keys)
+
+    def at(self, num_hops: int) -> csr_array:
+        """Return how often each class of so many hops is in each graph ``[G, K]``."""
+        return graph_sets(self.classes, self.graphs.batch, len(self.graphs), num_hops=num_hops)
+
+    def bags(self, row: np.ndarray, item: np.ndarray, times: np.ndarray, num_bags: int) -> Trees:
+        """Return bags of classes as content of a condensed set."""
+        matrix = coo_array((times.astype(np.float32), (row, item)), shape=(num_bags, self.counts.shape[1])).tocsr()
+        return Trees(self.dag, matrix, **self.attributes).used
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return indicators of the classes ``[G, C]``, or of class 1 in each task ``[G, T]``, and which are known."""
+        y = self.graphs.y.numpy()
+        if y.ndim == 2:
+            return np.nan_to_num(y), ~np.isnan(y)
+        return np.eye(self.graphs.num_classes)[y], np.ones((len(y), self.graphs.num_classes), bool)
+
+
+def mirage(
+    graphs: Graphs,
+    *,
+    num_hops: int,
+    budget: int | None = None,
+    min_support: float | Mapping[int, float] | None = None,
+    faithful: bool = False,
+    shared: str = "keep",
+    prior: str = "train",
+    min_size: int = 1,
+    degrees: bool = False,
+    seed: int = 0,
+) -> CondensedSet:
+    """Condense graphs to frequent sets of their computation trees.
+
+    Ours: closed sets of trees, of all classes together; each is one record, a bag of its trees as often as they are on
+    average in the graphs that hold it, scaled to the mean size of those; labelled by the classes of those graphs;
+    weighted by their number. Which ones: those that together hold the most nodes of the graphs, greedily by byte.
+
+    Args:
+        graphs: the training graphs.
+        num_hops: of the trees, from 1: as many as layers of the networks to be trained.
+        budget: bytes that the set may take.
+        min_support: of the sets of trees, a number of graphs or a share of them; in place of a budget. With
+            ``faithful`` of the graphs of each class, or one for each in a mapping.
+        faithful: the paper's way: sets mined class by class, each tree once, plain labels, chance to be drawn in
+            proportion to support; and all frequent sets, where closed ones would do. Default ``False``.
+        shared: with ``faithful``, sets that are frequent in several classes: ``"keep"`` (default), once for each;
+            ``"drop"``. Ours holds a set once, with shares of classes.
+        prior: of the classes, in the weights: ``"train"`` (default), as in the graphs; ``"balanced"``: all alike, and
+            shares of classes accordingly.
+        min_size: trees that a set must have, from 1 (default).
+        degrees: whether to tell nodes of different degree apart, for GCN; default: give it one hop more.
+        seed: not used, nothing is drawn; every method takes one.
+
+    Raises:
+        G2MError: if neither or both of ``budget`` and ``min_support`` are given, no set of trees is frequent or fits,
+            or several tasks are to be mined class by class.
+    """
+    choose("shared", shared, SHARED)
+    choose("prior", prior, PRIORS)
+    check_whole("min_size", min_size)
+    if (budget is None) == (min_support is None):
+        raise G2MError(
+            f"budget: expected either budget or min_support (got {budget!r}, {min_support!r}). Give one of the two."
+        )
+    table = TreeTable(graphs, num_hops, degrees)
+    if faithful:
+        made = _by_class(table, budget, min_support, shared, prior, min_size)
+    else:
+        made = _together(table, budget, min_support, prior, min_size)
+    if not len(made):
+        raise G2MError(
+            f"{'budget' if min_support is None else 'min_support'}: expected one that leaves some set of trees (got "
+            f"{min_support if budget is None else budget}). Raise the budget, lower min_support, or take fewer hops; "
+            "g2m.condense.inspect says how often trees repeat."
+        )
+    return made
+
+
+# -- the paper's -------------------------------------------------------------------------------------------------------
+
+
+def _by_class(
+    table: TreeTable,
+    budget: int | None,
+    min_support: float | Mapping[int, float] | None,
+    shared: str,
+    prior: str,
+    min_size: int,
+) -> CondensedSet:
+    y, num_classes = table.graphs.y.numpy(), table.graphs.num_classes
+    if y.ndim == 2:
+        raise G2MError("faithful: expected one class a graph (got several tasks). Leave it out: ours takes tasks.")
+    present = [c for c in range(num_classes) if (y == c).any()]
+    if isinstance(min_support, Mapping) and (missing := [c for c in present if c not in min_support]):
+        raise G2MError(f"min_support: expected one for each class (got none for {missing[0]}). Add it.")
+
+    def make(share: float) -> CondensedSet:
+        found: dict[int, dict[Itemset, int]] = {}
+        for c in present:
+            transactions = table.counts[np.flatnonzero(y == c)]
+            if budget is not None:
+                sets = within_budget(transactions, _size(table, num_classes), share, kind="frequent")
+            else:
+                support = min_support[c] if isinstance(min_support, Mapping) else min_support
+                sets = mine(transactions, min_support=support, kind="frequent")
+            found[c] = {items: int(s) for items, s in zip(sets, sets.supports, strict=True) if len(items) >= min_size}
+        if shared == "drop":
+            common = {items for c in found for items in found[c] if any(items in found[d] for d in found if d != c)}
+            found = {c: {items: s for items, s in sets.items() if items not in common} for c, sets in found.items()}
+        records = [(items, c, support) for c, sets in found.items() for items, support in sets.items()]
+        content = _bags(table, [items for items, _, _ in records])
+        of_class = np.bincount(y, minlength=num_classes) if prior == "train" else np.ones(num_classes)
+        total = {c: sum(sets.values()) for c, sets in found.items()}
+        # A class is drawn by its share of the graphs, a set within it by its support.
+        weight = np.array([support / total[c] * of_class[c] for _, c, support in records], np.float32)
+        return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), rounded(weight))
+
+    share = (budget or 0) / len(present)
+    made = make(share)
+    while budget is not None and (size := made.nbytes().raw) > budget:
+        share *= 0.95 * budget / size  # classes of many trees each need wider numbers together than apart
+        made = make(share)
+    return made
+
+
+def _bags(table: TreeTable, patterns: Sequence[Itemset]) -> Trees:
+    row = np.repeat(np.arange(len(patterns)), [len(items) for items in patterns])
+    item = np.array([i for items in patterns for i in items], np.int64)
+    return table.bags(row, item, np.ones(len(item)), len(patterns))
+
+
+def _size(table: TreeTable, num_classes: int) -> Callable[[Sequence[Itemset]], int]:
+    def size(patterns: Sequence[Itemset]) -> int:
+        if not patterns:
+            return 0
+        label = torch.full((len(patterns),), num_classes - 1)
+        weight = torch.arange(len(patterns)) % 1000 + 0.5  # two bytes each: one is the label's
+        return CondensedSet(_bags(table, patterns), label, weight).nbytes().raw
+
+    return size
+
+
+def rounded(weight: np.ndarray) -> torch.Tensor:
+    """Return weights in 255ths of their largest, a byte each when stored."""
+    weight = np.asarray(weight, np.float64)
+    if not weight.size:
+        return torch.zeros(weight.shape)
+    weight = weight / weight.max()
+    return torch.from_numpy((np.maximum(np.rint(weight * 255), 1) / 255).astype(np.float32))
+
+
+def shares(values: np.ndarray) -> np.ndarray:
+    """Return shares ``[R, C]`` in 255ths that still add up to 1, a byte each when stored."""
+    parts = np.floor(values * 255 + 1e-6).astype(int)
+    for row, left in enumerate(255 - parts.sum(1)):  # to those that lost most by rounding down
+        parts[row, np.argsort(parts[row] - values[row] * 255, kind="stable")[:left]] += 1
+    head = (parts[:, :-1] / 255).astype(np.float32)
+    return np.column_stack([head, 1 - head.sum(1, dtype=np.float32)])
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+def _together(
+    table: TreeTable, budget: int | None, min_support: float | Mapping[int, float] | None, prior: str, min_size: int
+) -> CondensedSet:
+    if isinstance(min_support, Mapping):
+        raise G2MError("min_support: expected one number (got a mapping). One for each class needs faithful=True.")
+    if budget is None:
+        sets = mine(table.counts, min_support=min_support)
+        return _records(table, [items for items in sets if len(items) >= min_size], prior)
+    sets = top_k(table.counts, min(max(budget // _LEAST, 1), _CANDIDATES))
+    patterns = [items for items in sets if len(items) >= min_size]
+    order, chosen = _coverage_order(table.counts, patterns), []
+
+    def make(size: int) -> CondensedSet:
+        chosen.extend(islice(order, size - len(chosen)) if size > len(chosen) else ())
+        return _records(table, [patterns[i] for i in chosen[:size]], prior)
+
+    return longest(make, len(patterns), budget)
+
+
+def longest(make: Callable[[int], CondensedSet], most: int, budget: int) -> CondensedSet:
+    """Return the largest of the sets ``make(0), …, make(most)`` that fits the budget; larger ones take more bytes."""
+    low, made = 0, make(0)
+    smallest, size, largest = made.nbytes().raw, 1, None
+    while low < most:
+        found = make(size)
+        bytes_ = found.nbytes().raw
+        if bytes_ <= budget:
+            low, made, smallest = size, found, bytes_
+        else:
+            most, largest = size - 1, bytes_
+        if largest is None:  # at most doubling: no set is made that is much too large
+            size = min(2 * low, most)
+        else:  # where a straight line between the two meets the budget
+            size = low + round((budget - smallest) / max(largest - smallest, 1) * (most + 1 - low))
+            size = min(max(size, low + 1), most)
+    return made
+
+
+def _coverage_order(counts: csr_array, patterns: Sequence[Itemset]) -> Iterator[int]:
+    """Yield patterns by how many nodes of the graphs they cover that none before does, greedily and lazily."""
+    columns = counts.tocsc()
+    holders = cover(counts, patterns)
+    seen: dict[int, np.ndarray] = {}  # of a class: which of its entries are covered
+    entries = {item: slice(*columns.indptr[item : item + 2]) for items in patterns for item in items}
+
+    def gain(i: int) -> float:
+        held, total = holders.dense(slice(i, i + 1))[0], 0.0
+        for item in patterns[i]:
+            part = entries[item]
+            new = held[columns.indices[part]] & ~seen.get(item, np.zeros(part.stop - part.start, bool))
+            total += columns.data[part][new].sum()
+        return total / (1 + len(patterns[i]))  # about what it costs
+
+    queue = [(-np.inf, i) for i in range(len(patterns))]
+    heapify(queue)
+    fresh, taken = [-1] * len(patterns), 0
+    while queue:
+        _, i = heappop(queue)
+        if fresh[i] != taken:
+            fresh[i] = taken
+            heappush(queue, (-gain(i), i))
+            continue
+        held = holders.dense(slice(i, i + 1))[0]
+        for item in patterns[i]:
+            part = entries[item]
+            seen[item] = seen.get(item, np.zeros(part.stop - part.start, bool)) | held[columns.indices[part]]
+        taken += 1
+        yield i
+
+
+def _records(table: TreeTable, patterns: Sequence[Itemset], prior: str) -> CondensedSet:
+    holders = cover(table.counts, patterns)
+    support = holders.support
+    sizes = np.asarray(table.counts.sum(1)).ravel()
+    label, known = table.labels()
+    row = np.repeat(np.arange(len(patterns)), [len(items) for items in patterns])
+    item = np.array([i for items in patterns for i in items], np.int64)
+    times, items = np.ones(len(item)), np.unique(item)
+    if len(patterns):
+        mean = holders.totals(table.counts[:, items]) / support[:, None]
+        times = np.asarray(mean)[row, np.searchsorted(items, item)]
+        size = holders.totals(sizes) / support
+        times = times * (size / np.bincount(row, times))[row]
+    content = table.bags(row, item, np.maximum(np.rint(times), 1), len(patterns))
+    if not len(patterns):
+        return CondensedSet(content, torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    positive, valid = holders.totals(label * known), holders.totals(known.astype(float))
+    tasks = table.graphs.y.dim() == 2
+    mass = np.stack([valid - positive, positive] if tasks else positive.T)  # of the classes, [C, P, T] or [C, P]
+    if prior == "balanced":
+        mass /= np.maximum(mass.sum(1, keepdims=True), 1e-12)
+    weight = mass.sum(0)
+    if tasks:
+        share = np.divide(mass[1], weight, out=np.full_like(weight, np.nan), where=weight > 0)
+        return CondensedSet(content, torch.from_numpy((np.rint(255 * share) / 255).astype(np.float32)), rounded(weight))
+    return CondensedSet(content, torch.from_numpy(shares((mass / weight).T)), rounded(weight))

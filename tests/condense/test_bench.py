@@ -1,0 +1,197 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import g2m
+from g2m import G2MError
+from g2m.bench import read_results, run
+from g2m.condense import bench
+from g2m.condense.bench import CONTROLS, ROWS, SETS, above, cells, tables
+from g2m.report import markdown
+
+QUICK = ("max_epochs=3", "hidden_channels=8")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def grid(rows, **options):
+    given = {"backbones": ["gin"], "seeds": 1, "budget": "20%", "overrides": QUICK} | options
+    return cells(["atlas"], rows=rows, **given)
+
+
+def timeless(record):
+    return {key: value for key, value in record.items() if not key.startswith("seconds")}
+
+
+def test_rows_without_a_network_are_there_once():
+    found = grid(["full", "size", "wl"], backbones=["gin", "gcn"], seeds=2)
+    assert len(found) == 2 * (2 + 1 + 1)
+    assert {cell.backbone for cell in found if cell.row in bench.WITHOUT_NETWORK} == {None}
+    assert len({cell.key for cell in found}) == len(found)
+
+
+def test_every_row_gives_a_record_and_a_line(tmp_path):
+    found = grid(ROWS, backbones=["gcn"], overrides=("max_epochs=2", "hidden_channels=8", "doscond.steps=2"))
+    records = list(run(found, out=tmp_path / "results.jsonl"))
+    assert [record["row"] for record in records] == list(ROWS)
+    for record in records:
+        assert {"val", "test", "test_accuracy"} <= record["scores"].keys()
+        assert all(0 <= score <= 1 for score in record["scores"].values())
+        if record["row"] in SETS:
+            assert record["bytes"] <= 0.2 * record["bytes_full"]
+    assert read_results(tmp_path / "results.jsonl") == records
+    ((title, header, lines), gains) = tables(records)
+    assert title.startswith("atlas: budget 20%")
+    assert [line[0] for line in lines] == list(ROWS)
+    assert {len(line) for line in lines} == {len(header)}
+    assert {line[0] for line in gains[2]} == set(SETS)
+    page = markdown(records)
+    assert all(f"| {row} |" in page for row in ROWS)
+
+
+def test_the_lossless_row_is_the_full_one():
+    options = {"overrides": (*QUICK, "precision=float64", "batch_size=32", "lr=0.01")}
+    full, lossless = (cell.run() for cell in grid(["full", "lossless"], **options))
+    assert full["scores"] == pytest.approx(lossless["scores"], abs=1e-9)
+
+
+def test_a_killed_run_goes_on_and_the_same_again_gives_the_same(tmp_path):
+    found = grid(["random", "scored"], seeds=2)
+    once = list(run(found[:1], out=tmp_path / "a.jsonl"))
+    again = list(run(found, out=tmp_path / "a.jsonl"))
+    assert again[0] == once[0]
+    other = list(run(found, out=tmp_path / "b.jsonl", cache=tmp_path / "other"))
+    assert [timeless(record) for record in again] == [timeless(record) for record in other]
+
+
+def test_a_set_is_made_once_for_all_networks(monkeypatch):
+    made = []
+    monkeypatch.setattr(bench, "condense", lambda *a, **k: made.append(k) or g2m.condense.condense(*a, **k))
+    for cell in grid(["scored", "shuffled scored"], backbones=["gin", "sage"]):
+        cell.run()
+    assert len(made) == 1
+
+
+def test_labels_are_shuffled_and_nothing_else(monkeypatch):
+    seen = {}
+    fit = g2m.GraphClassifier.fit
+
+    def watched(self, graphs, condensed=None, **options):
+        seen[len(seen)] = condensed
+        return fit(self, graphs, condensed, **options)
+
+    monkeypatch.setattr(g2m.GraphClassifier, "fit", watched)
+    for cell in grid(["scored", "shuffled scored"]):
+        cell.run()
+    plain, shuffled = seen[0], seen[1]
+    assert not torch.equal(plain.y, shuffled.y)
+    assert torch.equal(plain.y.sort(0).values, shuffled.y.sort(0).values)
+    assert torch.equal(plain.weight, shuffled.weight)
+
+
+def test_size_is_the_number_of_nodes():
+    (cell,) = grid(["size"])
+    graphs = g2m.load("atlas", seed=0)
+    test = graphs.part("test")
+    by_hand = roc_auc_score(graphs.y[test], graphs.ptr.diff()[test])
+    assert cell.run()["scores"]["test"] == pytest.approx(max(by_hand, 1 - by_hand))
+
+
+def test_the_threshold_is_that_of_validation():
+    margin, y = torch.tensor([-2.0, -1.0, 0.5, 3.0]), torch.tensor([0, 0, 0, 1])
+    assert bench._threshold(margin, y) == 1.75
+    assert bench._accuracy_at(1.75, margin, y) == 1.0
+
+
+def test_test_labels_reach_no_choice(monkeypatch):
+    """With other labels in the test part, every row has the same validation score."""
+    rows = [row for row in ROWS if row not in ("doscond", "herding", "kcenter")]
+    plain = [cell.run()["scores"]["val"] for cell in grid(rows)]
+    bench._loaded.cache_clear()
+
+    def perturbed(*given, **options):
+        graphs = g2m.load(*given, **options)
+        y = graphs.y.clone()
+        y[graphs.part("test")] = 1 - y[graphs.part("test")]
+        return replace(graphs, y=y)
+
+    monkeypatch.setattr(bench, "load", perturbed)
+    assert [cell.run()["scores"]["val"] for cell in grid(rows)] == plain
+    bench._loaded.cache_clear()
+
+
+def test_above_is_by_two_standard_errors_seed_by_seed():
+    base = {seed: 0.1 * seed for seed in range(5)}
+    assert above({seed: value + 0.01 for seed, value in base.items()}, base)
+    assert not above(base, base)
+    noisy = dict(enumerate([0.3, -0.2, 0.25, -0.1, 0.05]))
+    gains = np.array(list(noisy.values()))
+    assert above(noisy, dict.fromkeys(noisy, 0.0)) == (gains.mean() > 2 * gains.std(ddof=1) / 5**0.5)
+
+
+def test_flags_name_the_controls_that_are_not_beaten():
+    def record(row, backbone, seed, test):
+        common = {"data": "atlas", "budget": "1%", "hops": 2, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}
+        return {**common, "row": row, "backbone": backbone, "seed": seed, "scores": {"test": test, "test_accuracy": 0}}
+
+    records = [
+        record(row, backbone, seed, test + 0.001 * seed)
+        for row, backbone, test in [
+            ("scored", "gin", 0.8),
+            ("scored", "gcn", 0.6),
+            ("size", None, 0.7),
+            ("wl", None, 0.9),
+            ("random", "gin", 0.5),
+            ("random", "gcn", 0.5),
+        ]
+        for seed in range(3)
+    ]
+    (_, header, lines), (_, of, gains) = tables(records)
+    by_row = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert by_row["scored"]["not above"] == "size (1), wl"
+    assert by_row["random"]["not above"] == "size, wl"
+    assert dict(zip(of, next(line for line in gains if line[0] == "scored"), strict=True))["over random"] == "+20.0"
+    assert set(CONTROLS) >= {name.removeprefix("over ") for name in of[1:-1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rows": ["scord"]}, "Did you mean 'scored'"),
+        ({"rows": []}, "rows: expected at least one"),
+        ({"rows": ["full"], "backbones": ["gni"]}, "Did you mean 'gin'"),
+        ({"rows": ["full"], "overrides": ("hiden_channels=3",)}, "hidden_channels"),
+        ({"rows": ["full"], "overrides": ("mirag.min_size=3",)}, "Did you mean 'mirage'"),
+        ({"rows": ["full"], "overrides": ("num_layers=3",)}, "num_layers.*--hops"),
+        ({"rows": ["full"], "hops": 0}, "hops: expected a whole number from 1"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_runs(given, message):
+    with pytest.raises(G2MError, match=message):
+        grid(**given)
+
+
+def test_a_data_set_of_one_graph_is_refused():
+    with pytest.raises(G2MError, match="expected sets of graphs"):
+        cells(["digits"], rows=["full"])
+
+
+def test_shipped_settings_are_of_known_data_and_rows():
+    for name, known in bench.shipped().items():
+        assert g2m.data.find_card(name).task == "graph classification"
+        assert known.keys() <= {"hops", "min_support", "max_epochs", "published"}
+        assert len(known["min_support"]) == 2
+
+
+def test_records_are_plain_json():
+    (cell,) = grid(["mirage"])
+    record = cell.run()
+    assert json.loads(json.dumps(record)) == record
