@@ -245,7 +245,7 @@ def doscond(
         lr_edges: Adam's learning rate of the edges' logits, above 0, default 0.2; it falls to 0 linearly.
         lr_nodes: likewise of the attributes' logits, default 0.05.
         sparsity: weight of the edges by which graphs outgrow their start, relative to it, from 0; default 0.1.
-        max_nodes: graphs with more nodes are no start of learned ones, from 1; default 300. Batches have them.
+        max_nodes: graphs with more nodes are no start of learned ones, from 1; default 300. Batches may hold them.
 
     Returns:
         a set with ``matching_loss_first`` and ``matching_loss_last`` in ``meta``: mean cosine distance of gradients, in

@@ -290,7 +290,7 @@ def test_trees_are_kept_where_they_take_fewer_bytes_than_graphs(backbone, degree
     cliques = [torch.combinations(torch.arange(n)).T + 12 * i for i, n in enumerate([12, 11] * 12)]
     arcs = torch.cat(cliques, 1)
     graphs = Graphs(
-        None,
+        torch.zeros(288, 1),
         torch.cat([arcs, arcs.flip(0)], 1),
         [0, 1] * 12,
         range(0, 289, 12),
