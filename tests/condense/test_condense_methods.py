@@ -146,7 +146,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 def test_same_seed_same_bits(method):
     first, again, other = (made_by(method, seed=seed) for seed in (0, 0, 1))
     assert same_bits(first, again)
-    assert same_bits(first, other) is (method not in ("random", "scored", "doscond"))
+    if method != "scored":  # another fifth held out may choose the same strength
+        assert same_bits(first, other) is (method not in ("random", "doscond"))
 
 
 @methods

@@ -341,16 +341,16 @@ def test_a_truncated_or_changed_file_is_refused(what, tmp_path):
     graphs = random_graphs(x="values")
     made = labelled(graphs if what == "graphs" else bags(graphs), data="some")
     path = made.save(tmp_path / "set.safetensors")
-    whole_ = path.read_bytes()
-    for end in (0, 7, 100, len(whole_) - 1):
-        path.write_bytes(whole_[:end])
+    content = path.read_bytes()
+    for end in (0, 7, 100, len(content) - 1):
+        path.write_bytes(content[:end])
         with pytest.raises(G2MError, match="truncated or not a safetensors file"):
             CondensedSet.load(path)
-    for place in (len(whole_) - 1, len(whole_) - made.nbytes().raw):
-        path.write_bytes(whole_[:place] + bytes([whole_[place] ^ 1]) + whole_[place + 1 :])
+    for place in (len(content) - 1, len(content) - made.nbytes().raw):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(G2MError, match="was changed after it was written"):
             CondensedSet.load(path)
-    path.write_bytes(whole_.replace(b"some", b"same"))
+    path.write_bytes(content.replace(b"some", b"same"))
     with pytest.raises(G2MError, match="was changed after it was written"):
         CondensedSet.load(path)
     with pytest.raises(G2MError, match="path: no file"):
@@ -412,12 +412,12 @@ def test_a_used_part_has_what_its_bags_need_and_no_more(graphs, num_hops, seed, 
     matrix = generator.integers(0, 2, (3, table.counts.shape[1])) * generator.integers(1, 4, (3, 1))
     row, item = matrix.nonzero()
     used = table.bags(row, item, matrix[row, item], 3)
-    whole_ = Trees(table.dag, csr_array(matrix.astype(np.float32)), **table.attributes)
+    full = Trees(table.dag, csr_array(matrix.astype(np.float32)), **table.attributes)
     if len(row):
         model = network("gcn" if degrees else "gin", graphs, num_layers=num_hops)
         found, expected = (
             answer(model, labelled(one).program(num_hops, degrees=degrees).to(dtype=torch.float64))
-            for one in (used, whole_)
+            for one in (used, full)
         )
         assert apart(found[0], expected[0]) <= PRECISE
         assert gradients_apart(found[1], expected[1]) <= PRECISE
@@ -430,7 +430,7 @@ def test_a_used_part_has_what_its_bags_need_and_no_more(graphs, num_hops, seed, 
         keys = np.concatenate([level.edge_key for level in levels]).tolist()
         assert set(keys) == set(range(len(used.edge_attr)))
     assert used.used.dag.num_classes == used.dag.num_classes
-    assert labelled(used).nbytes() == labelled(whole_).nbytes()  # the account is of what is used
+    assert labelled(used).nbytes() == labelled(full).nbytes()  # the account is of what is used
 
 
 # -- as PyG's ----------------------------------------------------------------------------------------------------------

@@ -178,8 +178,8 @@ def test_records_are_the_closed_sets_of_all_classes_together(graphs, num_hops, l
     made = mirage(graphs, **options)
     holders = check_bags(made, rows)
     assert {part: len(ids) for part, ids in holders.items()} == expected
-    shares_ = torch.stack([torch.nn.functional.one_hot(graphs.y[ids], 2).float().mean(0) for ids in holders.values()])
-    assert float((made.y - shares_).abs().max()) <= PART + EXACT
+    share = torch.stack([torch.nn.functional.one_hot(graphs.y[ids], 2).float().mean(0) for ids in holders.values()])
+    assert float((made.y - share).abs().max()) <= PART + EXACT
     assert float((made.y.sum(1) - 1).abs().max()) <= EXACT
     check_weights(made.weight.tolist(), list(map(len, holders.values())))
 
