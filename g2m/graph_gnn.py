@@ -60,7 +60,7 @@ class CountedBatchNorm(nn.BatchNorm1d):
         if not self.training:
             return super().forward(x)
         total = weight.sum()
-        if len(x) < 2 and not total > 1:
+        if not total > 1 and int((weight > 0).sum()) < 2:
             raise G2MError("norm: 'batch' needs two nodes a step (got fewer). Raise batch_size, or take norm='layer'.")
         share = (weight / total)[:, None]
         mean = (share * x).sum(0)
