@@ -14,7 +14,7 @@ from g2m.batches import Batch, GraphBatches, check_batch_size
 from g2m.condense.program import Program
 from g2m.errors import G2MError, check_keys, check_whole, choose
 from g2m.estimators import OnEpoch, _Estimator, _restore
-from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, columns
+from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, divides_by_degrees, shape_of
 from g2m.graphs import Graphs
 from g2m.models import Output, backbone_options
 from g2m.train import fit, resolve_device, seeded
@@ -107,7 +107,7 @@ class GraphClassifier(_Estimator):
 
     @property
     def _degrees(self) -> bool:
-        return self.backbone == "gcn"
+        return divides_by_degrees(self.backbone)
 
     def program(self, graphs: Graphs) -> Program:
         """Return what this network computes for graphs, for use in one's own loop; see ``share``."""
@@ -147,11 +147,7 @@ class GraphClassifier(_Estimator):
             program = condensed.program(self.num_layers, degrees=self._degrees).to(dtype=_PRECISIONS[self.precision])
             y, weight = condensed.y, condensed.weight
         device = resolve_device(self.device)
-        shape = {
-            "node_columns": columns(program.x),
-            "edge_columns": None if program.edge_attr is None else columns(program.edge_attr),
-            "x": graphs.x is not None,
-        }
+        shape = {**shape_of(program), "x": graphs.x is not None}
         dtype, tasks = _PRECISIONS[self.precision], graphs.y.dim() == 2
         y, weight = (y.to(dtype) if y.is_floating_point() else y), None if weight is None else weight.to(dtype)
         with seeded(self.seed, device):

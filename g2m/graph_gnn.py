@@ -53,6 +53,17 @@ class Encoder(nn.Module):
         return torch.stack(found).sum(0)
 
 
+def divides_by_degrees(backbone: str) -> bool:
+    """Return whether a backbone divides by the degrees of neighbours, so that its trees must know them."""
+    return BACKBONES[backbone].weights[1] == "symmetric"
+
+
+def shape_of(program: Program) -> dict[str, Columns | None]:
+    """Return ``node_columns`` and ``edge_columns`` of :class:`GraphGNN` for what a program has."""
+    edge_attr = program.edge_attr
+    return {"node_columns": columns(program.x), "edge_columns": None if edge_attr is None else columns(edge_attr)}
+
+
 class CountedBatchNorm(nn.BatchNorm1d):
     """Batch norm of rows that stand for several nodes each, or for none: its statistics are the nodes'."""
 
@@ -113,6 +124,7 @@ class GraphGNN(nn.Module):
         check_keys(f"backbone {backbone!r}", options, backbone_options(backbone))
         check_whole("num_layers", num_layers)
         self.pooling, self.dropout = choose("pooling", pooling, POOLINGS), check_range("dropout", dropout, 0, 1)
+        self.needs_degrees = divides_by_degrees(backbone)
         width = check_whole("hidden_channels", hidden_channels)
         if backbone == "gat":
             options = {"heads": 4, "attention_dropout": 0.0} | options
@@ -125,11 +137,6 @@ class GraphGNN(nn.Module):
         norms = {"none": nn.Identity, "batch": CountedBatchNorm, "layer": nn.LayerNorm}
         self.norms = nn.ModuleList(norms[choose("norm", norm, NORMS)](width) for _ in range(num_layers))
         self.head = nn.Linear(width, out_channels)
-
-    @property
-    def needs_degrees(self) -> bool:
-        """Whether it divides by the degrees of neighbours."""
-        return self.backbone.weights[1] == "symmetric"
 
     def forward(self, program: Program) -> Output:
         """Return logits ``[G, C]`` and pooled vectors ``[G, H]``."""

@@ -277,14 +277,14 @@ class GCN(_Stack):
 class SAGE(_Stack):
     """``reference``: weigh the node itself twice, as the code behind the published tables does; default False."""
 
+    weights = (1.0, "mean")
+
     def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str, *, reference: bool = False) -> None:
         gain = nn.init.calculate_gain("relu")
         super().__init__([PropagateConv(*w, gain=gain) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
         self.reference = reference
-
-    @property
-    def weights(self) -> tuple[float, str]:
-        return 2.0 if self.reference else 1.0, "mean"
+        if reference:
+            self.weights = (2.0, "mean")
 
     def adjacency(self, graph: Graph) -> CSR:
         return mean_adjacency(graph, reference=self.reference)

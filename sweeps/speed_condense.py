@@ -39,7 +39,7 @@ from torch_geometric.nn import GINConv, GINEConv, global_add_pool
 import g2m
 from g2m.condense import TreeKeys, condense, tree_classes
 from g2m.condense.bench import shipped
-from g2m.graph_gnn import GraphGNN, columns
+from g2m.graph_gnn import GraphGNN, shape_of
 
 PUBLISHED = {"ogbg-molhiv": 201.6, "nci1": 444.0}  # seconds: the reference's trees at three hops; its stages at two
 
@@ -142,10 +142,8 @@ def step_rows(given: argparse.Namespace) -> None:
             model.share = share
             programs[way], made[way] = cpu(model.program, graphs)
         program = programs["node by node"]
-        shape = {"node_columns": columns(program.x), "edge_columns": None}
-        shape["edge_columns"] = None if program.edge_attr is None else columns(program.edge_attr)
         torch.manual_seed(0)
-        network = model._build(shape, graphs.num_tasks if graphs.y.dim() == 2 else graphs.num_classes)
+        network = model._build(shape_of(program), graphs.num_tasks if graphs.y.dim() == 2 else graphs.num_classes)
         plain, x = PyG(network), graphs.x if graphs.x is not None else program.x[program.key]
         calls = {
             "PyG": partial(plain, x, graphs.edge_index, graphs.edge_attr, graphs.batch, len(graphs)),

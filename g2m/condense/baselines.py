@@ -448,7 +448,7 @@ class _Synthetic(nn.Module):
         first, second = self.pairs[:, pair]
         adjacency = soft.new_zeros(len(ids) * width, width).index_put((cell[first], self.place[second]), link)
         adjacency = adjacency.view(len(ids), width, width)
-        return x.view(len(ids), width, -1), adjacency + adjacency.mT, mean.view(len(ids), 1, width)
+        return x.view(len(ids), width, x.size(1)), adjacency + adjacency.mT, mean.view(len(ids), 1, width)
 
     def graphs(self) -> Graphs:
         """Return the likeliest graphs, with keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import statistics
 import tomllib
@@ -26,7 +27,7 @@ from g2m.data import find_card, load
 from g2m.errors import G2MError, check_whole, choose
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
-from g2m.graph_gnn import GRAPH_BACKBONES
+from g2m.graph_gnn import GRAPH_BACKBONES, divides_by_degrees, shape_of
 from g2m.graphs import Graphs
 from g2m.train import seeded
 
@@ -134,13 +135,9 @@ class CondenseCell:
 
     @property
     def _degrees(self) -> bool:
-        """Whether trees must tell degrees apart; methods that keep graphs have them anyway."""
-        return self.backbone == "gcn" and self.row.removeprefix("shuffled ") in (
-            "mirage",
-            "mirage, faithful",
-            "scored",
-            "lossless",
-        )
+        """Whether trees must tell degrees apart; methods that keep graphs have them anyway, and no such option."""
+        method, _ = SETS.get(self.row.removeprefix("shuffled "), (self.row, {}))
+        return divides_by_degrees(self.backbone) and "degrees" in inspect.signature(METHODS[method]).parameters
 
     def _trained(self, graphs: Graphs, cache: str | Path | None, progress: bool) -> tuple[dict[str, float], Record]:
         condensed = None if self.row == "full" else self.condensed(graphs, cache)
@@ -294,15 +291,9 @@ def _without_network(cell: CondenseCell, graphs: Graphs) -> tuple[dict[str, floa
 
 def _untrained(cell: CondenseCell, graphs: Graphs) -> tuple[dict[str, float], Record]:
     """Score the best on validation of several networks that were never trained."""
-    from g2m.graph_gnn import columns
-
     tasks = graphs.y.dim() == 2
     model = GraphClassifier(cell.backbone, num_layers=cell.hops, **cell.options)
-    program = model.program(graphs.subset(graphs.part("train")[:200]))
-    shape = {
-        "node_columns": columns(program.x),
-        "edge_columns": None if program.edge_attr is None else columns(program.edge_attr),
-    }
+    shape = shape_of(model.program(graphs.subset(graphs.part("train"))))
     parts = {part: model.program(graphs.subset(graphs.part(part))) for part in ("val", "test")}
     best, kept = -1.0, None
     with seeded(cell.seed, torch.device("cpu")), torch.no_grad():
@@ -376,10 +367,9 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
     for row in (row for row in ROWS if any(row == name for name, _ in groups)):
         own = [record for (name, _), found in groups.items() if name == row for record in found]
         sizes, times = [r["bytes"] for r in own if "bytes" in r], [r for r in own if "seconds_train" in r]
+        shares = [r["bytes"] / r["bytes_full"] for r in own if "bytes" in r]
         line = [row]
-        line += (
-            [f"{statistics.fmean(sizes):,.0f}", f"{100 * sizes[0] / own[0]['bytes_full']:.1f}"] if sizes else ["–"] * 2
-        )
+        line += [f"{statistics.fmean(sizes):,.0f}", f"{100 * statistics.fmean(shares):.1f}"] if sizes else ["–"] * 2
         for name in ("seconds_condense", "seconds_train"):
             found = [r[name] for r in times if name in r]
             line.append(f"{statistics.fmean(found):.1f}" if found else "–")
@@ -421,7 +411,9 @@ def _controls(row: str, backbone: str, groups: Mapping) -> list[tuple[str, Seque
 
 
 def above(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
-    """Return whether ours are above theirs by more than two standard errors of the mean difference, seed by seed."""
+    """Return whether ours are above theirs by more than two standard errors of the mean difference, seed by seed.
+
+    A single seed shows nothing.
+    """
     gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return bool(gains) and statistics.fmean(gains) > 2 * error
+    return len(gains) > 1 and statistics.fmean(gains) > 2 * statistics.stdev(gains) / len(gains) ** 0.5

@@ -56,6 +56,8 @@ class TreeTable:
         y = self.graphs.y.numpy()
         if y.ndim == 2:
             return np.nan_to_num(y), ~np.isnan(y)
+        if (y < 0).any():
+            raise G2MError(f"graphs: expected training graphs with a class each (got {(y < 0).sum()} without).")
         return np.eye(self.graphs.num_classes)[y], np.ones((len(y), self.graphs.num_classes), bool)
 
 

@@ -96,8 +96,7 @@ class Hop:
         here = torch.arange(rows, device=row.device)
         crow = count.crow.long() + torch.arange(rows + 1, device=row.device)
         place = torch.arange(len(row), device=row.device) + row + 1  # a loop comes first in its row
-        cols, values = torch.empty(len(row) + rows, dtype=count.col.dtype, device=row.device), value.new_empty(0)
-        values = value.new_empty(len(cols))
+        cols, values = count.col.new_empty(len(row) + rows), value.new_empty(len(row) + rows)
         cols[crow[:-1]], values[crow[:-1]] = here.to(cols.dtype), loop
         cols[place], values[place] = col.to(cols.dtype), value
         return CSR(crow.to(count.crow.dtype), cols, values, shape)
