@@ -154,7 +154,7 @@ class NodeBatches:
         return self
 
     def epoch(self, generator: Generator) -> Iterator[Batch]:
-        if self.reference_schedule and self.targets:
+        if self.reference_schedule:
             yield from self._pass(self.train, generator, "label")
             yield from self._pass(self.nodes, generator, "teacher")
         elif self.batch_size == "all":

@@ -9,11 +9,12 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,22 @@ import torch
 from tqdm import tqdm
 
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
 from g2m.estimators import Student, Teacher
-from g2m.experiments import Experiment, find
+from g2m.experiments import Experiment, alike, find
 from g2m.graph import SETTINGS
+from g2m.latency import student_latency, teacher_latency
+from g2m.methods import REGISTRY
 from g2m.models import BACKBONES
 
 Record = dict[str, Any]
+#: What ``g2m bench --all`` runs every method on.
+ALL_DATA = (
+    *(f"{name}-cpf" for name in ("cora", "citeseer", "photo", "computers", "cs", "physics")),
+    *("tolokers", "minesweeper", "chameleon-filtered", "squirrel-filtered"),
+)
+ALL_TEACHERS = ("sage", "gcn")
+_LATENCY_SECONDS = 0.2  # a model and way of asking it; three calls at least
 _RECORD = {"key", "data", "setting", "teacher", "method", "seed", "metric", "scores", "run", "config"}
 
 
@@ -75,6 +85,7 @@ def cells(
     teachers: Iterable[str] = ("sage",),
     settings: Iterable[str] = SETTINGS,
     seeds: int = 10,
+    common: bool = False,
     overrides: Iterable[str] = (),
 ) -> list[Cell]:
     """Return the cells of a grid; a method without a teacher is there once, not once per teacher.
@@ -85,13 +96,13 @@ def cells(
         teachers: backbone names.
         settings: ``"transductive"``, ``"inductive"``.
         seeds: seeds 0 … seeds-1; a seed draws the split, the unseen nodes and the initial weights.
-        overrides: ``key=value`` options on top of the shipped experiments.
+        common: give every method the teacher and the student that the plain one has on a data set
+            (:func:`g2m.experiments.alike`), for a comparison of methods; default False: each what was published for it.
+        overrides: ``key=value`` options on top of that.
     """
     data, methods, teachers, settings = list(data), list(methods), list(teachers), list(settings)
     overrides = list(overrides)
-    for argument, given in {"data": data, "methods": methods, "teachers": teachers, "settings": settings}.items():
-        if not given:
-            raise G2MError(f"{argument}: expected at least one name (got none).")
+    check_names(data=data, methods=methods, teachers=teachers, settings=settings)
     for setting in settings:
         choose("settings", setting, SETTINGS)
     for teacher in teachers:
@@ -99,14 +110,15 @@ def cells(
     check_whole("seeds", seeds)
     found: dict[str, Cell] = {}
     for name in data:
+        chosen = [(alike if common else find)(name, method, teacher) for teacher in teachers for method in methods]
+        experiments = [experiment.override(overrides) for experiment in chosen]
+        for experiment in experiments:
+            _check(Cell(experiment, settings[0], 0))
         for setting in settings:
             for seed in range(seeds):
-                for teacher in teachers:
-                    for method in methods:
-                        cell = Cell(find(name, method, teacher).override(overrides), setting, seed)
-                        if cell.key not in found:
-                            _check(cell)
-                            found[cell.key] = cell
+                for experiment in experiments:
+                    cell = Cell(experiment, setting, seed)
+                    found.setdefault(cell.key, cell)
     return list(found.values())
 
 
@@ -130,6 +142,9 @@ def run_cell(
 ) -> Record:
     """Train one cell (its teacher is read from the cache if it is there) and return its record.
 
+    ``run``, and ``teacher_run`` where there is a teacher, have the size of the model, what its training took, and
+    ``ms``: the median milliseconds for one node's answer, the teacher's with the fetch of the neighbourhood.
+
     Args:
         cell: what to run.
         root: data folder, see :func:`g2m.load`.
@@ -152,13 +167,17 @@ def run_cell(
     outputs = None
     if teacher is not None:
         teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
-        outputs = teacher.outputs(graph)
+        method = REGISTRY[experiment.method]
+        asks_with_noise = "entropy_change" in method.needs | method.wants  # several passes, which few methods look at
+        outputs = teacher.outputs(graph, **({} if asks_with_noise or folder else {"noise_draws": 0}))
         record["teacher_scores"] = teacher.evaluate(graph)
-        record["teacher_run"] = _run(teacher)
+        times = teacher_latency(teacher, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
+        record["teacher_run"] = _run(teacher) | {"ms": round(times[1]["p50"], 4)}
     checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
     student.fit(graph, outputs, checkpoint=checkpoint, progress=progress)
     record["scores"] = student.evaluate(graph)
-    record["run"] = _run(student)
+    times = student_latency(student, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
+    record["run"] = _run(student) | {"ms": round(times[1]["p50"], 4)}
     record["config"] = {**experiment.config(), "versions": student.meta_["versions"]}
     if folder is not None:
         student.save(Path(folder) / "student.safetensors")
@@ -176,7 +195,7 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
         "parameters": estimator.num_parameters(),
         "best_epoch": history.best_epoch,
         "epochs": len(history),
-        "seconds": round(history.seconds, 2),
+        "seconds": round(estimator.meta_["seconds"], 2),  # of codes beside the network as well
         **{name: round(value, 4) for name, value in estimator.meta_.get("figures", {}).items()},
     }
 
@@ -238,6 +257,7 @@ def run(
     workers: int = 1,
     folders: Mapping[str, Path] | None = None,
     progress: bool = False,
+    on_error: Callable[[Cell, G2MError], None] | None = None,
     **options: Any,
 ) -> Iterator[Record]:
     """Run cells and yield their records as they are ready; finished ones are read from ``out``, not run again.
@@ -248,7 +268,11 @@ def run(
         workers: processes; threads are divided among them. Default 1: this process.
         folders: by cell key, where to keep what was trained.
         progress: show a bar per training (one process only).
+        on_error: called with a cell that a user's mistake made fail, and the run goes on. Default: the mistake ends it.
         options: ``root`` and ``cache`` of :func:`run_cell`.
+
+    Raises:
+        G2MError: on a broken results file, a killed worker and, where ``on_error`` is not given, a failed cell.
     """
     check_keys("run", options, ("root", "cache"))
     check_whole("workers", workers)
@@ -259,38 +283,48 @@ def run(
             yield finished[cell.key]
             continue
         jobs.setdefault(cell.job, []).append(cell)
-    with closing(_records(list(jobs.values()), workers, folders or {}, progress, options)) as records:
-        for record in records:
+    with closing(_outcomes(list(jobs.values()), workers, folders or {}, progress, options)) as outcomes:
+        for cell, outcome in outcomes:
+            try:
+                record = outcome()
+            except G2MError as error:
+                if on_error is None:
+                    raise
+                on_error(cell, error)
+                continue
             if out is not None:
                 append_result(out, record)
             yield record
 
 
-def _records(
+def _outcomes(
     jobs: list[list[Cell]], workers: int, folders: Mapping[str, Path], progress: bool, options: dict[str, Any]
-) -> Iterator[Record]:
+) -> Iterator[tuple[Cell, Callable[[], Record]]]:
+    """Yield each cell and a call that returns its record or raises what made it fail."""
     if workers <= 1:
         for job in jobs:
             for cell in job:
-                yield cell.run(folder=folders.get(cell.key), progress=progress, **options)
+                yield cell, partial(cell.run, folder=folders.get(cell.key), progress=progress, **options)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
-        running: dict[Future[Record], list[Cell]] = {}  # and what is to follow in the same job
+        running: dict[Future[Record], list[Cell]] = {}  # the cell, and what is to follow in the same job
 
         def start(job: list[Cell]) -> None:
             if job:
-                cell, *rest = job
-                running[pool.submit(cell.run, folder=folders.get(cell.key), **options)] = rest
+                running[pool.submit(job[0].run, folder=folders.get(job[0].key), **options)] = job
 
         try:
             for job in jobs:
                 start(job)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    start(running.pop(future))
-                    yield future.result()
+                    cell, *rest = running.pop(future)
+                    start(rest)
+                    if isinstance(broken := future.exception(), BrokenProcessPool):
+                        raise broken
+                    yield cell, future.result
         except BrokenProcessPool:
             raise G2MError("workers: one was killed, perhaps for memory. Run the same command with fewer.") from None
         finally:

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,7 +86,8 @@ def show_json(value: Any) -> None:
 def bar() -> Progress:
     """A progress bar on standard error with time left; silent where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    # Time left by the speed of the last hour, not of the last half minute: a training may take longer than that.
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, speed_estimate_period=3600)
 
 
 def _names(value: str) -> list[str]:
@@ -246,9 +247,12 @@ def train(
 
 @cli.command()
 def bench(
-    data: Annotated[list[str], typer.Argument(help="Card names, see g2m data.")],
-    methods: Annotated[str, typer.Option(help="Method names, by comma.")] = "mlp,glnn",
-    teachers: Annotated[str, typer.Option(help="Backbones, by comma.")] = "sage",
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Card names, see g2m data; with --all by default ten graphs.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every method, with one teacher and student.")] = False,
+    methods: Annotated[str | None, typer.Option(help="Method names, by comma; default mlp,glnn.")] = None,
+    teachers: Annotated[str | None, typer.Option(help="Backbones, by comma; default sage.")] = None,
     settings: Annotated[str, typer.Option(help="Settings, by comma.")] = "transductive,inductive",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 10,
     results: Annotated[Path, typer.Option("--out", help="Results file; a killed run goes on from it.")] = Path(
@@ -260,34 +264,79 @@ def bench(
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Run methods × teachers × data sets × settings × seeds and print the table beside the published one."""
-    from g2m.bench import cells, run
+    """Run methods × teachers × data sets × settings × seeds and print the table beside the published one.
+
+    Killed or stopped, the same command goes on from --out. What fails by a mistake is listed at the end: exit code 1.
+    """
+    from g2m.bench import ALL_DATA, ALL_TEACHERS, Cell, cells
+    from g2m.methods import REGISTRY
     from g2m.report import PARTS, score_rows, summary
 
+    if everything and methods is not None:
+        raise G2MError("--all, --methods: expected one of them (got both). --all runs every method: leave one out.")
+    if not data and not everything:
+        raise G2MError("DATA: expected at least one card name (got none). Name some, see g2m data, or give --all.")
     grid = cells(
-        data,
-        methods=_names(methods),
-        teachers=_names(teachers),
+        data or ALL_DATA,
+        methods=list(REGISTRY) if everything else _names("mlp,glnn" if methods is None else methods),
+        teachers=_names((",".join(ALL_TEACHERS) if everything else "sage") if teachers is None else teachers),
         settings=_names(settings),
         seeds=seeds,
+        common=everything,
         overrides=options or (),
     )
-    records = []
-    started = run(grid, out=results, workers=workers, root=root, cache=cache)
-    with bar() as progress, closing(started):
-        task = progress.add_task("trainings", total=len(grid))
-        for record in started:
-            records.append(record)
-            progress.update(task, advance=1, description=f"{record['data']} {record['method']} {record['setting']}")
+
+    def words(cell: Cell) -> tuple[str | None, ...]:
+        return cell.experiment.data, cell.experiment.method, cell.experiment.teacher, cell.setting
+
+    records, failures = _trainings(grid, words, results, workers=workers, root=root, cache=cache)
     if as_json:
         show_json(records)
-        return
-    rows = summary(records)
-    for setting in PARTS:
-        header, table = score_rows(rows, setting, seconds=True)
-        if table:
-            show(header, table, setting)
-    out.print(f"results: {results}", highlight=False)
+    else:
+        rows = summary(records)
+        for setting in PARTS:
+            header, table = score_rows(rows, setting, seconds=True)
+            if table:
+                show(header, table, setting)
+        out.print(f"results: {results}", highlight=False)
+    _end(failures)
+
+
+def _trainings(
+    grid: Sequence[Any], words: Callable[[Any], Iterable[str | None]], results: Path, **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Run cells under a bar; return their records and, by what went wrong, the names of the cells that failed."""
+    from g2m.bench import read_results, run
+
+    name_of = {cell.key: f"{' '.join(filter(None, words(cell)))}, seed {cell.seed}" for cell in grid}
+    left = name_of.keys() - ({record.get("key") for record in read_results(results)} if results.exists() else set())
+    records: list[dict[str, Any]] = []
+    failures: dict[str, list[str]] = {}
+    with bar() as progress:
+        task = progress.add_task("trainings", total=len(grid), completed=len(grid) - len(left))
+
+        def ended(key: str) -> None:  # what was finished before takes no time: counted, it would spoil the time left
+            progress.update(task, advance=key in left, description=name_of[key])
+
+        def failed(cell: Any, error: G2MError) -> None:
+            failures.setdefault(str(error), []).append(name_of[cell.key])
+            ended(cell.key)
+
+        with closing(run(grid, out=results, on_error=failed, **options)) as started:
+            for record in started:
+                records.append(record)
+                ended(record["key"])
+    return records, failures
+
+
+def _end(failures: dict[str, list[str]]) -> None:
+    """List what failed, and leave with exit code 1 if anything did."""
+    for message, names in failures.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        line = f"failed: {'; '.join(names[:3])}{more}: {message}"
+        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    if failures:
+        raise typer.Exit(1)
 
 
 @cli.command("condense")
@@ -365,8 +414,7 @@ def bench_condense(
     as_json: Json = False,
 ) -> None:
     """Train networks on condensed sets, on all graphs and on controls, and print one table a data set."""
-    from g2m.bench import run
-    from g2m.condense.bench import ROWS, cells, tables
+    from g2m.condense.bench import ROWS, CondenseCell, cells, tables
 
     chosen = _rows(rows, ROWS) if rows else list(ROWS)
     grid = cells(
@@ -378,23 +426,22 @@ def bench_condense(
         hops=hops,
         overrides=options or (),
     )
-    records = []
-    started = run(grid, out=results, workers=workers, root=root, cache=cache)
-    with bar() as progress, closing(started):
-        task = progress.add_task("trainings", total=len(grid))
-        for record in started:
-            records.append(record)
-            progress.update(task, advance=1, description=f"{record['data']} {record['row']} {record['backbone'] or ''}")
-    if plot is not None:
+
+    def words(cell: CondenseCell) -> tuple[str | None, ...]:
+        return cell.data, cell.row, cell.backbone
+
+    records, failures = _trainings(grid, words, results, workers=workers, root=root, cache=cache)
+    if plot is not None and records:
         from g2m.condense.plots import plot_against_bytes
 
         plot_against_bytes(records, plot)
     if as_json:
         show_json(records)
-        return
-    for title, header, lines in tables(records):
-        show(header, lines, title)
-    out.print(f"results: {results}", highlight=False)
+    else:
+        for title, header, lines in tables(records):
+            show(header, lines, title)
+        out.print(f"results: {results}", highlight=False)
+    _end(failures)
 
 
 def _rows(given: str, known: Sequence[str]) -> list[str]:
@@ -412,37 +459,52 @@ def _rows(given: str, known: Sequence[str]) -> list[str]:
 @cli.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results files.")],
-    page: Annotated[Path | None, typer.Option("--out", help="Markdown file to write; default: print it.")] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the whole report, or a page that ends in .md; default: print scores."),
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help="Page whose tables to renew, between the command and <!-- end -->.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="With --out: the method to compare others with; default glnn.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn results files into tables, the published numbers beside the measured ones."""
+    """Turn results files into tables, the published numbers beside the measured ones.
+
+    With --out also: differences with their significance, ranks, quality against latency, cost; as Markdown, CSV and one
+    HTML page.
+    """
     from g2m.bench import read_results
     from g2m.report import insert, markdown, summary
+    from g2m.report_page import report_files, report_text, write_files
     from g2m.storage import write_text
 
-    if into is not None and page is not None:
+    if into is not None and target is not None:
         raise G2MError("--out, --into: expected one of them (got both).")
+    if against is not None and target is None:
+        raise G2MError("--against: models are compared in what --out writes (got no --out). Name a folder by --out.")
     records = [record for path in results for record in read_results(path)]
     if not records:
         raise G2MError(f"results: expected at least one record (got none in {', '.join(map(str, results))}).")
     if as_json:
         show_json(summary(r for r in records if "table" not in r) + [r for r in records if "table" in r])
         return
-    command = " ".join(["g2m report", *map(str, results)])
+    command = " ".join(["g2m report", *map(str, results), *(["--against", against] if against else [])])
     if into is not None:
         if not into.is_file():
             raise G2MError(f"--into: no page {str(into)!r}.")
         text = insert(into.read_text(encoding="utf-8"), f"{command} --into {into}", markdown(records, level=3))
+        written = write_text(into, text)
+    elif target is None:
+        typer.echo(f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}")
+        return
+    elif target.suffix == ".md":
+        written = write_text(target, report_text(records, command=command, against=against))
     else:
-        text = f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}"
-    if (target := into or page) is None:
-        typer.echo(text)
-    else:
-        write_text(target, text)
-        out.print(f"written: {target}", highlight=False)
+        written = write_files(target, report_files(records, command=command, against=against)) / "index.html"
+    out.print(f"written: {written}", highlight=False)
 
 
 # -- using -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from difflib import get_close_matches
 from math import inf, isfinite
 from numbers import Integral
@@ -34,6 +34,13 @@ def check_keys(where: str, given: Iterable[str], allowed: Iterable[str]) -> None
     for key in given:
         if key not in allowed:
             raise G2MError(f"{where}: unknown key {key!r}.{nearest(key, allowed)} Known keys: {', '.join(allowed)}.")
+
+
+def check_names(**given: Sized) -> None:
+    """Raise :class:`G2MError` on the first argument that holds no name."""
+    for argument, names in given.items():
+        if not len(names):
+            raise G2MError(f"{argument}: expected at least one name (got none).")
 
 
 def check_whole(argument: str, value: int, low: int = 1) -> int:

@@ -6,13 +6,17 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from g2m import frequency, metrics, storage
@@ -20,13 +24,16 @@ from g2m.batches import Batch, FullBatch, NodeBatches, check_batch_size, to_devi
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods import Method, label_loss, make_method
-from g2m.models import BACKBONES, GNN, MLP, NORMS, Output, Wrapped, backbone_options, sum_adjacency
+from g2m.models import BACKBONES, GNN, MLP, NORMS, Ensemble, Output, Wrapped, backbone_options, sum_adjacency
 from g2m.outputs import TeacherOutputs
+from g2m.positions import of_neighbours
+from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
 from g2m.train import History, check_options, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
 SELECT = ("metric", "loss")
+_POSITION = ("position.node_id", "position.value")  # names in a student's file
 _PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
 
 
@@ -94,6 +101,11 @@ class _Estimator:
             "versions": _versions(),
         }
 
+    def _take(self, other: Any) -> Any:
+        """Become what another one was trained to."""
+        vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})
+        return self
+
     def num_parameters(self) -> int:
         """Return the number of trained parameters."""
         self._check_fitted()
@@ -111,12 +123,16 @@ def _versions() -> dict[str, str]:
 def _parts(graph: Graph) -> list[str]:
     """The parts a graph is scored on."""
     parts = [part for part in ("val", "test", "unseen") if part in graph.split]
-    return [*parts[:-1], "seen", "unseen"] if graph.setting == "inductive" else parts
+    return [*parts[:-1], "seen", "unseen", "cold"] if graph.setting == "inductive" else parts
 
 
-def _scores(graph: Graph, logits: Tensor) -> dict[str, float]:
-    ids = {part: graph.part(part) for part in _parts(graph)}
-    return {part: metrics.score(graph.metric, logits[i], graph.y[i]) for part, i in ids.items()}
+def _scores(graph: Graph, logits: Tensor, alone: Callable[[], Tensor]) -> dict[str, float]:
+    """Return scores by part; ``alone`` gives the logits of all nodes as if none had an edge."""
+    scores = {}
+    for part in _parts(graph):
+        ids = graph.part("unseen" if part == "cold" else part)
+        scores[part] = metrics.score(graph.metric, (alone() if part == "cold" else logits)[ids], graph.y[ids])
+    return scores
 
 
 def _teacher_loss(output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -138,6 +154,8 @@ class Teacher(_Estimator):
         select: how: by the graph's ``"metric"`` (default, as in the papers), or by ``"loss"``, the cross-entropy. The
             metric often peaks early, when the teacher is right but not sure of anything; students learn more from
             the surer one.
+        members: how many networks are trained, from different seeds; their mean probabilities are the answer. Default
+            1; several cost as much more, in training and at every answer, and tell students more.
         tokenizer: ``None`` (default); ``"inside"``: codes stand between the hidden state and the last layer, trained
             together; ``"beside"``: the GNN is trained as without, then codes for its hidden states; ``"reference"``:
             the network of VQGraph's published code. See :class:`~g2m.tokenizer.TokenizedGNN`.
@@ -162,6 +180,7 @@ class Teacher(_Estimator):
         max_epochs: int = 200,
         patience: int = 50,
         select: str = "metric",
+        members: int = 1,
         tokenizer: str | None = None,
         seed: int = 0,
         device: str = "auto",
@@ -184,16 +203,20 @@ class Teacher(_Estimator):
         self.model, self.hidden_channels, self.num_layers, self.dropout = model, hidden_channels, num_layers, dropout
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
         self.patience, self.select, self.seed, self.device = patience, choose("select", select, SELECT), seed, device
-        self.tokenizer, self.options = tokenizer, options
+        self.members, self.tokenizer, self.options = check_whole("members", members), tokenizer, options
         self._check_options()
+        if members > 1 and tokenizer is not None:
+            raise G2MError(f"members: expected 1 with a tokenizer, codes are of one network (got {members}).")
         if isinstance(model, nn.Module) and (
-            shape := self._changed("hidden_channels", "num_layers", "dropout", "norm", "tokenizer")
+            shape := self._changed("hidden_channels", "num_layers", "dropout", "norm", "members", "tokenizer")
         ):
             raise G2MError(f"{shape[0]}: a module has its own shape (got {name} and {', '.join(shape)}). Leave it out.")
 
     def _build(self, in_channels: int, out_channels: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return Wrapped(copy.deepcopy(self.model))
+        if self.members > 1:
+            return Ensemble([self._member(i)._build(in_channels, out_channels) for i in range(self.members)])
         common = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
         sizes = (self.model, in_channels, self.hidden_channels, out_channels)
         if self.tokenizer is None:
@@ -226,6 +249,8 @@ class Teacher(_Estimator):
             return self._take(Teacher.load(kept))
         if self.tokenizer == "beside":
             return self._fit_beside(graph, kept, cache=cache, progress=progress, on_epoch=on_epoch)
+        if self.members > 1:
+            return self._fit_members(graph, cache=cache, progress=progress, on_epoch=on_epoch)
         observed = graph.observed()
         train, val = observed.part("train"), observed.part("val")
         with seeded(self.seed, resolve_device(self.device)):
@@ -304,6 +329,25 @@ class Teacher(_Estimator):
             self.save(kept)
         return self
 
+    def _member(self, i: int) -> Teacher:
+        """Return one of several networks; the first is the one there would be alone."""
+        return Teacher(**self.params() | {"members": 1, "seed": self.seed + 1_000_003 * i})
+
+    def _fit_members(
+        self, graph: Graph, *, cache: str | Path | None, progress: bool, on_epoch: OnEpoch | None
+    ) -> Teacher:
+        """Train the members one after the other; each is kept in the cache by itself."""
+        fitted = [
+            self._member(i).fit(graph, cache=cache, progress=progress, on_epoch=on_epoch) for i in range(self.members)
+        ]
+        observed, history = graph.observed(), copy.copy(fitted[0].history_)
+        history.seconds = sum(member.history_.seconds for member in fitted)
+        self._trained(Ensemble([member.model_ for member in fitted]).eval(), history, observed, graph.setting)
+        val = observed.part("val")
+        score = metrics.score(graph.metric, self.predict_logits(observed)[val], observed.y[val])
+        self.meta_ |= {"val": score, "figures": {}}
+        return self
+
     @classmethod
     def from_trained(cls, module: nn.Module, graph: Graph) -> Teacher:
         """Return a fitted teacher around a module trained elsewhere, with PyG's forward signature.
@@ -348,22 +392,29 @@ class Teacher(_Estimator):
         return self.predict_logits(graph).argmax(-1)
 
     def evaluate(self, graph: Graph) -> dict[str, float]:
-        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen`` and ``unseen``.
+        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.
 
-        Observed nodes are scored on the observed graph, unseen ones on the whole.
+        Observed nodes are scored on the observed graph, unseen ones on the whole; ``cold`` are the unseen ones if
+        nothing is known of their edges.
         """
         logits = self.predict_logits(graph)
         if graph.setting == "inductive":
             observed = graph.observed()
             logits[torch.isin(graph.node_id, observed.node_id)] = self.predict_logits(observed)
-        return _scores(graph, logits)
+        return _scores(graph, logits, lambda: self.predict_logits(graph.without_edges()))
 
     def score(self, graph: Graph, part: str = "test") -> float:
         """Return the graph's metric on one part, default ``"test"``."""
         return self.evaluate(graph)[choose("part", part, _parts(graph))]
 
-    def outputs(self, graph: Graph) -> TeacherOutputs:
-        """Return what the teacher says of the nodes training may see: the artifact students are fitted on."""
+    def outputs(self, graph: Graph, *, noise_draws: int = 5) -> TeacherOutputs:
+        """Return what the teacher says of the nodes training may see: the artifact students are fitted on.
+
+        Args:
+            graph: the one the teacher was fitted on.
+            noise_draws: how often the teacher is asked again with noisy features, for ``entropy_change``; default 5.
+                0: not at all, and methods that look at reliability cannot be fitted on the outputs.
+        """
         observed = graph.observed()
         output = self._forward(observed)
         meta = {
@@ -374,8 +425,23 @@ class Teacher(_Estimator):
             "teacher": self._config(),
         }
         low_target = sum_adjacency(observed, loops=1.0).multiply(output.logits.softmax(-1))
-        codes = self.model_.knowledge(output) if hasattr(self.model_, "knowledge") else {}
-        return TeacherOutputs(observed.node_id, output.logits, output.hidden, low_target, meta=meta, **codes)
+        more = self.model_.knowledge(output) if hasattr(self.model_, "knowledge") else {}
+        if check_whole("noise_draws", noise_draws, 0):
+            more["entropy_change"] = self._entropy_change(observed, output.logits, noise_draws)
+        return TeacherOutputs(observed.node_id, output.logits, output.hidden, low_target, meta=meta, **more)
+
+    def _entropy_change(self, observed: Graph, logits: Tensor, draws: int) -> Tensor:
+        """Return the mean absolute change of each node's entropy ``[M, 1]`` when every feature gets noise of its own
+        standard deviation."""
+        spread, entropy = observed.x.std(0, unbiased=False), Categorical(logits=logits).entropy()
+        generator, total = torch.Generator().manual_seed(self.seed), torch.zeros_like(entropy)
+        for _ in range(draws):
+            noise = torch.randn(observed.x.shape, generator=generator).mul_(spread)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "graph .* has no edges")  # said already
+                noisy = replace(observed, x=noise.add_(observed.x))
+            total += (Categorical(logits=self._forward(noisy).logits).entropy() - entropy).abs()
+        return (total / draws)[:, None]
 
     # -- file --------------------------------------------------------------------------------------------------
 
@@ -389,10 +455,6 @@ class Teacher(_Estimator):
         identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint(), "versions": _versions()}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
         return Path(cache) / "teachers" / f"{key}.safetensors"
-
-    def _take(self, other: Teacher) -> Teacher:
-        self.model_, self.history_, self.meta_ = other.model_, other.history_, other.meta_
-        return self
 
     def save(self, path: str | Path) -> Path:
         """Write weights, configuration and training record to a safetensors file."""
@@ -505,24 +567,101 @@ class Student(_Estimator):
             G2MError: if outputs are missing, of another graph, or lack what the method needs.
         """
         _check_graph(graph)
-        observed = graph.observed()
         if indicators and outputs is None:
             raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
+        options = {"checkpoint_seconds": checkpoint_seconds, "indicators": indicators, "on_epoch": on_epoch}
+        options |= {"checkpoint": checkpoint, "progress": progress}
+        method = make_method(self.method, self.options)
+        _check_outputs(method, graph, outputs)
         with seeded(self.seed, resolve_device(self.device)):
-            model = self._build(graph.num_features, graph.num_classes)
-            method = copy.deepcopy(make_method(self.method, self.options))
-            _check_outputs(method, graph, outputs)
+            search = method.search(self._build(graph.num_features, graph.num_classes), graph, outputs)
+        if search is not None:
+            return self._fit_best(search, graph, outputs, **options)
+        return self._fit_method(method, graph, outputs, **options)
+
+    def _fit_best(
+        self,
+        search: Generator[Method, float, int],
+        graph: Graph,
+        outputs: TeacherOutputs | None,
+        *,
+        checkpoint: str | Path | None,
+        **options: Any,
+    ) -> Student:
+        """Train a student by every method the search asks for, and become the one that it settles on."""
+        tried: list[Student] = []
+        common = {name: getattr(self, name) for name in self._arguments() if name != "method"}
+        candidate, settled = next(search), None
+        while settled is None:
+            kept = None if checkpoint is None else Path(f"{checkpoint}.{len(tried)}")
+            tried.append(Student(candidate, **common))
+            tried[-1]._fit_once(graph, outputs, kept, **options)
+            try:
+                candidate = search.send(tried[-1].history_.best_score)
+            except StopIteration as end:
+                settled = end.value
+        self._take(tried[settled])
+        seconds = sum(student.history_.seconds for student in tried)
+        self.history_ = replace(self.history_, seconds=seconds)
+        trials = [
+            {
+                "method": student.method.name,
+                **{name: getattr(student.method, name) for name in student.method.options()},
+                "val": student.history_.best_score,
+            }
+            for student in tried
+        ]
+        self.meta_ |= {"seconds": round(seconds, 3), "trials": trials}
+        for number in range(len(tried) if checkpoint is not None else 0):
+            Path(f"{checkpoint}.{number}").unlink()
+        return self
+
+    def _fit_once(self, graph: Graph, outputs: TeacherOutputs | None, kept: Path | None, **options: Any) -> None:
+        """Fit, or take over from the file of a student that was fitted on the same."""
+        if kept is None:
+            self.fit(graph, outputs, **options)
+            return
+        identity = {"fingerprint": graph.observed().fingerprint(), "config": self._config()}
+        identity["outputs"] = None if outputs is None else outputs.fingerprint()
+        if kept.exists():
+            other = Student.load(kept)
+            if other.meta_.pop("identity", None) == json.loads(json.dumps(identity)):
+                self._take(other)
+                return
+        self.fit(graph, outputs, checkpoint=f"{kept}.checkpoint", **options)
+        self.meta_["identity"] = identity
+        self.save(kept)
+        del self.meta_["identity"]
+
+    def _fit_method(
+        self,
+        method: Method,
+        graph: Graph,
+        outputs: TeacherOutputs | None,
+        *,
+        checkpoint: str | Path | None,
+        checkpoint_seconds: float,
+        indicators: bool,
+        progress: bool,
+        on_epoch: OnEpoch | None,
+    ) -> Student:
+        observed = graph.observed()
+        with seeded(self.seed, resolve_device(self.device)):
+            position = method.positions(observed)
+            x = observed.features if position is None else features(torch.cat([observed.x, position], 1))
+            model = self._build(x.shape[1], graph.num_classes)
+            method = copy.deepcopy(make_method(self.method, self.options))  # anew: its own weights follow the seed
             method.build(model, outputs)
             targets, edge_index = method.prepare(observed, outputs), method.edges(observed)
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
-            observed.features,
+            x,
             observed.y,
             train,
             targets,
             nodes=train if method.nodes == "train" else None,
             batch_size=self.batch_size,
-            reference_schedule=self.reference_schedule,
+            reference_schedule=self.reference_schedule and bool(method.needs),
             edge_index=edge_index,
             edge_batch_size=self.edge_batch_size,
         )
@@ -533,7 +672,15 @@ class Student(_Estimator):
         x_val, y_val = batches.x[val], batches.y[val]
 
         def observe() -> dict[str, float]:
-            return frequency.indicators(model(batches.x).logits.cpu(), outputs.logits, observed.edge_index)._asdict()
+            @cache
+            def logits() -> Tensor:
+                return model(batches.x).logits
+
+            found = dict(method.after_epoch(logits))
+            if indicators:
+                compared = frequency.indicators(logits().cpu(), outputs.logits, observed.edge_index)
+                found |= compared._asdict()
+            return found
 
         history = fit(
             model,
@@ -543,21 +690,36 @@ class Student(_Estimator):
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             identity=identity,
-            observe=observe if indicators else None,
+            observe=observe,
             progress=f"{method.name} · {graph.name}" if progress else None,
             on_epoch=on_epoch,
             **self._fit_options(),
         )
         self._trained(model, history, observed, graph.setting)
+        self.position_ = None if position is None else (observed.node_id, position)
         self.meta_["figures"] = dict(method.figures)
+        if position is not None:
+            self.meta_["position_channels"] = position.size(1)
+            self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
         self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
         return self
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def predict_logits(self, x: Tensor | np.ndarray) -> Tensor:
-        """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for."""
+    def predict_logits(self, x: Tensor | np.ndarray | Graph) -> Tensor:
+        """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for.
+
+        A student of a method with positions (``"nosmog"``) may be asked about a graph that has the nodes it was trained
+        on, by their ids: they have their own position, others the mean of their neighbours'. Asked about features, it
+        takes them for nodes that nothing is linked to.
+        """
         self._check_fitted()
+        position = None
+        if isinstance(x, Graph):
+            if self.position_ is not None:
+                self._check_same(x)
+                position = of_neighbours(self.position_[1], self.position_[0], x)
+            x = x.x
         width = self.meta_["in_channels"]
         try:
             x = torch.as_tensor(x).to(torch.float32)
@@ -568,12 +730,23 @@ class Student(_Estimator):
         if not torch.isfinite(x).all():
             row = int((~torch.isfinite(x)).any(1).nonzero()[0])
             raise G2MError(f"x: expected finite features (got NaN or infinity, the first in row {row}).")
+        if self.position_ is not None:
+            position = x.new_zeros(len(x), self.meta_["position_channels"]) if position is None else position
+            x = torch.cat([x, position], 1)
         device = resolve_device(self.device)
         self.model_.to(device).eval()
         with torch.no_grad():
             chunks = [self.model_(rows.to(device)).logits.cpu() for rows in x.split(_PREDICT_ROWS)]
         self.model_.to("cpu")
         return torch.cat(chunks)
+
+    def _check_same(self, graph: Graph) -> None:
+        """Raise :class:`G2MError` unless ``graph`` has the nodes the student knows positions of, features and all."""
+        if graph.observed().fingerprint(edges=False) != self.meta_["fingerprint_without_edges"]:
+            raise G2MError(
+                f"graph: positions are known on the graph trained on, {self.meta_['graph']!r} (got {graph.name!r}, or "
+                "another split of it). Pass features: nodes are then taken to have no neighbour that is known."
+            )
 
     def predict_proba(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Return class probabilities ``[N, C]`` for features ``[N, F]``; an array for an array, else a tensor."""
@@ -584,8 +757,11 @@ class Student(_Estimator):
         return _like(x, self.predict_logits(x).argmax(-1))
 
     def evaluate(self, graph: Graph) -> dict[str, float]:
-        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen`` and ``unseen``."""
-        return _scores(graph, self.predict_logits(graph.x))
+        """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.
+
+        ``cold`` are the unseen nodes if nothing is known of their edges: most students never look at one.
+        """
+        return _scores(graph, self.predict_logits(graph), lambda: self.predict_logits(graph.x))
 
     def score(self, graph: Graph, part: str = "test") -> float:
         """Return the graph's metric on one part, default ``"test"``."""
@@ -602,7 +778,10 @@ class Student(_Estimator):
         """Write weights, configuration and training record to a safetensors file. The method's own parts stay out."""
         self._check_fitted()
         meta = {"config": self._config(), "meta": self.meta_, "epochs": self.history_.epochs}
-        return storage.write(path, "student", self.model_.state_dict(), meta)
+        tensors = self.model_.state_dict()
+        if self.position_ is not None:
+            tensors |= dict(zip(_POSITION, self.position_, strict=True))
+        return storage.write(path, "student", tensors, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> Student:
@@ -612,6 +791,8 @@ class Student(_Estimator):
         own = {name: config.pop(name) for name in list(config) if name not in cls._arguments()}
         student = cls("mlp", **{name: value for name, value in config.items() if name != "method"})
         student.method, student.options = config["method"], own
+        found = [tensors.pop(name) for name in _POSITION if name in tensors]
+        student.position_ = tuple(found) or None
         return _restore(student, tensors, meta, path)
 
 
@@ -640,7 +821,10 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
 
 def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], path: str | Path) -> Any:
     saved = meta["meta"]
-    model = estimator._build(saved["in_channels"], saved["num_classes"])
+    width = saved["in_channels"]
+    if "position_channels" in saved:
+        width += saved["position_channels"]
+    model = estimator._build(width, saved["num_classes"])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

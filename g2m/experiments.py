@@ -22,6 +22,7 @@ _OF_THE_RUN = {
     "student_options": ("method", "seed"),
     "paper": (),
 }
+_OF_ANY_STUDENT = ("hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "max_epochs", "patience")
 _INSTALLED = Path(__file__).parent / "_experiments"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "sweeps"
 
@@ -132,6 +133,44 @@ def shipped() -> Mapping[tuple[str, str, str | None], Experiment]:
 
 
 def find(data: str, method: str, teacher: str | None = None) -> Experiment:
-    """Return the shipped experiment, with its published options, or one with default options where there is none."""
-    key = (data, method, teacher if method in REGISTRY and REGISTRY[method].needs else None)
-    return shipped().get(key) or Experiment(*key)
+    """Return the shipped experiment, with its published options; where there is none, as :func:`alike`."""
+    key = _key(data, method, teacher)
+    return shipped().get(key) or alike(*key)
+
+
+def alike(data: str, method: str, teacher: str | None = None) -> Experiment:
+    """Return the experiment in which a method has the teacher and the student that every other has on a data set.
+
+    Split, teacher, size and optimiser are those of the data set's plain method, ``glnn``, or ``mlp`` without a teacher;
+    the method's own options are those of its shipped experiment, if it has one.
+    """
+    key = _key(data, method, teacher)
+    cls = REGISTRY.get(method)
+    if cls is None:
+        return Experiment(*key)
+    like = shipped().get((data, "glnn" if cls.needs else "mlp", key[2])) or Experiment(*key)
+    of_student = {name: like.student_options[name] for name in like.student_options if name in _OF_ANY_STUDENT}
+    own = shipped().get(key)
+    of_method = {} if own is None else {k: v for k, v in own.student_options.items() if k in cls.options()}
+    return Experiment(
+        *key,
+        data_options=like.data_options,
+        teacher_options={**like.teacher_options, **(cls.teacher_options if cls.needs else {})},
+        student_options={**of_student, **of_method},
+        paper={} if own is None else own.paper,
+    )
+
+
+def nearest(config: Mapping[str, Any]) -> Experiment:
+    """Return that of :func:`find` and :func:`alike` from which a configuration differs in fewer options."""
+    key = (config["data"], config["method"], config["teacher"])
+
+    def differences(experiment: Experiment) -> int:
+        tables = [(getattr(experiment, name), config[name]) for name in _KEYS if name.endswith("_options")]
+        return sum(a.get(option) != b.get(option) for a, b in tables for option in a | b)
+
+    return min((find(*key), alike(*key)), key=differences)
+
+
+def _key(data: str, method: str, teacher: str | None) -> tuple[str, str, str | None]:
+    return data, method, teacher if method in REGISTRY and REGISTRY[method].needs else None

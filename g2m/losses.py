@@ -101,6 +101,27 @@ class _HighFrequency(Function):
         return gradient * grad, None, None, None, None
 
 
+def similarity_loss(student: Tensor, teacher: Tensor, *, normalise: bool = True) -> Tensor:
+    """NOSMOG's representational similarity loss (Tian et al., ICLR 2023): mean over pairs of nodes of the squared
+    difference between the two sides' Gram matrices.
+
+    ‖SSᵀ − TTᵀ‖² = ‖SᵀS‖² + ‖TᵀT‖² − 2‖SᵀT‖²: exact, O(B·D²) time, and no B × B matrix.
+
+    Args:
+        student: ``[B, D]``.
+        teacher: ``[B, H]``.
+        normalise: of rows of unit length, that is of cosines, over pairs of different nodes (default); else of rows as
+            they are, over all pairs, as published.
+    """
+    pairs = len(student) ** 2
+    teacher = teacher.detach()
+    if normalise:
+        student, teacher = F.normalize(student), F.normalize(teacher)
+        pairs = max(pairs - len(student), 1)  # a node is as similar to itself on both sides
+    own = (student.T @ student).square().sum() + (teacher.T @ teacher).square().sum()
+    return (own - 2 * (student.T @ teacher).square().sum()) / pairs
+
+
 # -- codes and reconstruction ----------------------------------------------------------------------------------------
 
 

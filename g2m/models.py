@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -201,6 +202,10 @@ class PropagateConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.xavier_uniform_(self.linear.weight, gain=gain)
 
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         if isinstance(x, CSR) or self._linear_first(adjacency):
             return (adjacency @ self.linear(x)).add_(self.bias)
@@ -252,6 +257,10 @@ class _Stack(nn.Module):
     def hops(self) -> int:
         return len(self.convs)
 
+    @property
+    def transforms(self) -> list[Tensor] | None:
+        return [conv.weight for conv in self.convs]
+
     def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         return self.convs[i](x, adjacency)
 
@@ -300,6 +309,10 @@ class GIN(_Stack):
         convs = [GINConv(i, width, o) for (i, o), width in zip(widths, inner, strict=True)]
         super().__init__(convs, hidden, dropout, norm)
 
+    @property
+    def transforms(self) -> None:  # a layer of it is an MLP, not a linear map
+        return None
+
     def adjacency(self, graph: Graph) -> CSR:
         return sum_adjacency(graph)
 
@@ -339,6 +352,10 @@ class GAT(nn.Module):
     @property
     def hops(self) -> int:
         return len(self.convs)
+
+    @property
+    def transforms(self) -> list[Tensor]:
+        return [projection.weight for projection in self.projections]
 
     def adjacency(self, graph: Graph) -> CSR:
         return sum_adjacency(graph, loops=1.0)
@@ -390,6 +407,10 @@ class APPNP(nn.Module):
     @property
     def hops(self) -> int:
         return self.propagations
+
+    @property
+    def transforms(self) -> list[Tensor]:
+        return [layer.weight for layer in self.mlp.layers]
 
     def adjacency(self, graph: Graph) -> CSR:
         return symmetric_adjacency(graph)
@@ -464,6 +485,12 @@ class GNN(nn.Module):
         """How far a node's answer looks."""
         return self.backbone.hops
 
+    @torch.no_grad()
+    def knowledge(self, output: Output) -> dict[str, Any]:
+        """Return what :class:`~g2m.outputs.TeacherOutputs` has of the network beside its answers."""
+        transforms = self.backbone.transforms
+        return {} if transforms is None else {"transforms": tuple(weight.detach().clone() for weight in transforms)}
+
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
         """Return logits and hidden state; ``between`` makes of the hidden state what the last layer reads instead."""
         return self.backbone(x, adjacency, between)
@@ -473,6 +500,29 @@ def backbone_options(backbone: str) -> list[str]:
     """Return the names of the options a backbone takes beside the common ones."""
     signature = inspect.signature(BACKBONES[choose("backbone", backbone, BACKBONES)])
     return [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+class Ensemble(nn.Module):
+    """Several networks of one shape: the mean of their probabilities, as its logarithm; all else is the first one's."""
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def hops(self) -> int:
+        return self.members[0].hops
+
+    def inputs(self, graph: Graph) -> tuple[Tensor | CSR, CSR]:
+        return self.members[0].inputs(graph)
+
+    def forward(self, *inputs: Any) -> Output:
+        outputs = [member(*inputs) for member in self.members]
+        log_p = torch.stack([F.log_softmax(output.logits, -1) for output in outputs])
+        return Output(log_p.logsumexp(0) - math.log(len(outputs)), outputs[0].hidden)
+
+    def knowledge(self, output: Output) -> dict[str, Any]:
+        return self.members[0].knowledge(output)
 
 
 class Wrapped(nn.Module):

@@ -16,7 +16,7 @@ from g2m.errors import G2MError, check_range, choose
 from g2m.graph import Graph
 from g2m.losses import centred
 
-_OPTIONAL = ("hidden", "low_target", "codebook", "code_input")
+_OPTIONAL = ("hidden", "low_target", "entropy_change", "codebook", "code_input")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,9 +30,12 @@ class TeacherOutputs:
         logits: ``[M, C]``.
         hidden: the input of the teacher's last layer ``[M, H]``, or ``None``.
         low_target: teacher probabilities summed over each node and its neighbours ``[M, C]``, or ``None``.
+        entropy_change: how far the entropy of a node's probabilities moves when features are noisy ``[M, 1]``, from 0,
+            or ``None``: a small one is reliable.
         codebook: code vectors ``[K, D]``, or ``[L, K, D]`` with L codes per node, or ``None``.
         code_input: what the codes are looked up with ``[M, D]``, or ``None``; goes with ``codebook``.
         code_metric: how: ``"cosine"`` (default) or ``"euclidean"``.
+        transforms: weights ``[out, in]`` of the teacher's linear maps, first layer first, or none.
         meta: ``fingerprint`` and ``fingerprint_without_edges`` of the observed graph, ``setting``, teacher
             configuration, seed, versions, scores.
 
@@ -44,9 +47,11 @@ class TeacherOutputs:
     logits: Tensor
     hidden: Tensor | None = None
     low_target: Tensor | None = None
+    entropy_change: Tensor | None = None
     codebook: Tensor | None = None
     code_input: Tensor | None = None
     code_metric: str = "cosine"
+    transforms: tuple[Tensor, ...] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +81,11 @@ class TeacherOutputs:
                 raise G2MError(f"{name}: expected finite values (got NaN or infinity, the first in row {row}).")
         if self.low_target is not None and self.low_target.shape != self.logits.shape:
             raise G2MError(f"low_target: expected {tuple(self.logits.shape)} (got {tuple(self.low_target.shape)}).")
+        if self.entropy_change is not None and (self.entropy_change.size(1) != 1 or (self.entropy_change < 0).any()):
+            raise G2MError(f"entropy_change: expected [M, 1] from 0 (got {tuple(self.entropy_change.shape)}).")
+        for i, weight in enumerate(self.transforms or ()):
+            if weight.dim() != 2 or not weight.is_floating_point() or not torch.isfinite(weight).all():
+                raise G2MError(f"transforms: expected finite floating-point matrices (got another as number {i}).")
         if (self.codebook is None) != (self.code_input is None):
             raise G2MError("codebook, code_input: expected both or neither.")
         if self.codebook is not None and self.codebook.size(-1) != self.code_input.size(1):
@@ -159,8 +169,7 @@ class TeacherOutputs:
 
     def fingerprint(self) -> str:
         """Return a hash of every tensor and of the metric of the codes."""
-        tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
-        return storage.checksum({k: v for k, v in tensors.items() if v is not None}, meta=self.code_metric)[:32]
+        return storage.checksum(self._tensors(), meta=self.code_metric)[:32]
 
     def check(self, graph: Graph, *, edges: bool = True) -> None:
         """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``.
@@ -184,9 +193,12 @@ class TeacherOutputs:
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file, whole or not at all."""
+        return storage.write(path, "outputs", self._tensors(), {**self.meta, "code_metric": self.code_metric})
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {name: getattr(self, name) for name in ("node_id", "logits", *_OPTIONAL)}
-        meta = {**self.meta, "code_metric": self.code_metric}
-        return storage.write(path, "outputs", {k: v for k, v in tensors.items() if v is not None}, meta)
+        tensors |= {f"transforms.{i}": weight for i, weight in enumerate(self.transforms or ())}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
     def load(cls, path: str | Path) -> TeacherOutputs:
@@ -196,10 +208,13 @@ class TeacherOutputs:
             G2MError: if it is missing, truncated, foreign, edited, or inconsistent.
         """
         tensors, meta = storage.read(path, "outputs")
+        names = [f"transforms.{i}" for i in range(sum(name.startswith("transforms.") for name in tensors))]
+        transforms = [tensors.pop(name) for name in names if name in tensors]
         unknown = set(tensors) - {"node_id", "logits", *_OPTIONAL}
         if unknown or not {"node_id", "logits"} <= set(tensors):
             raise G2MError(f"path: {str(path)!r} does not hold teacher outputs (it holds {sorted(tensors)}).")
-        return cls(**tensors, code_metric=meta.pop("code_metric", "cosine"), meta=meta)
+        code_metric = meta.pop("code_metric", "cosine")
+        return cls(**tensors, code_metric=code_metric, transforms=tuple(transforms) or None, meta=meta)
 
     def __repr__(self) -> str:
         shapes = {k: tuple(v.shape) for k in ("logits", *_OPTIONAL) if (v := getattr(self, k)) is not None}

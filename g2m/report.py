@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from g2m.errors import G2MError
-from g2m.experiments import find
+from g2m.experiments import nearest
 from g2m.methods import REGISTRY
 
 Record = Mapping[str, Any]
-PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen")}
+PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen", "cold")}
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -32,13 +34,32 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
 
     A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``tokenizer``
     (where the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment), ``seeds``,
-    ``scores`` (part → list over seeds), ``published`` (part → [mean, std] in percent; none where a hyper-parameter of
-    the method was changed), ``run`` (size of the model) and ``seconds`` (mean training time).
+    ``scores`` (part → list over the seeds that have it), ``published`` (part → [mean, std] in percent; none where a
+    hyper-parameter of the method was changed), ``run`` (size of the model) and ``seconds`` (mean training time).
+    """
+    rows = []
+    for row in grouped(records):
+        of_seeds, runs = row["by_seed"].values(), row["runs"].values()
+        parts = dict.fromkeys(part for scores in of_seeds for part in scores)
+        kept = ("data", "setting", "teacher", "method", "tokenizer", "options", "published", "run")
+        rows.append({name: row[name] for name in kept} | {"seeds": len(of_seeds)})
+        rows[-1]["scores"] = {part: [scores[part] for scores in of_seeds if part in scores] for part in parts}
+        rows[-1]["seconds"] = statistics.fmean(run["seconds"] for run in runs)
+    return rows
+
+
+def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return the rows of :func:`summary` with what each seed gave, to compare rows with each other.
+
+    In place of ``seeds``, ``scores`` and ``seconds`` a row has ``by_seed`` (seed → part → score), ``runs`` (seed →
+    ``run``), ``teacher_by_seed`` (the same scores of the student's own teacher, if it has one), ``of_data`` and
+    ``of_teacher`` (options, to tell which rows share them), and ``name``: the method, with codes and options where a
+    teacher has several students of that method.
     """
     rows: dict[tuple, dict[str, Any]] = {}
 
     def add(record: Record, who: str, groups: Sequence[str], scores: Any, run: Any) -> None:
-        experiment = find(record["data"], record["method"], record["teacher"])
+        experiment = nearest(record["config"])
         method = "teacher" if who == "teacher" else record["method"]
         used = json.dumps([record["config"][f"{group}_options"] for group in groups], sort_keys=True)
         key = (record["data"], record["setting"], record["teacher"], method, used)
@@ -51,20 +72,37 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
             of_method = [("student", name) for name in own] + [("teacher", "tokenizer")]
             if any(_differ(experiment.config(), record["config"], *option) for option in of_method):
                 rows[key]["published"] = {}  # another method than the published one
-            rows[key] |= {"run": run, "by_seed": {}, "times": {}}
-        rows[key]["by_seed"][record["seed"]] = scores
-        rows[key]["times"][record["seed"]] = run["seconds"]
+            of = {f"of_{group}": json.dumps(record["config"][f"{group}_options"], sort_keys=True) for group in groups}
+            rows[key] |= {"run": run, "by_seed": {}, "runs": {}, "teacher_by_seed": {}, **of}
+        rows[key]["by_seed"][record["seed"]] = _known(scores)
+        rows[key]["runs"][record["seed"]] = run
+        if who == "student" and "teacher_scores" in record:
+            rows[key]["teacher_by_seed"][record["seed"]] = _known(record["teacher_scores"])
 
-    for record in records:
+    def who_says_most(record: Record) -> tuple[bool, str]:  # of a teacher that several methods' experiments have
+        return not nearest(record["config"]).paper, record["method"]
+
+    for record in sorted(records, key=who_says_most):
         if "teacher_scores" in record:
             add(record, "teacher", ("data", "teacher"), record["teacher_scores"], record["teacher_run"])
         add(record, "student", ("data", "teacher", "student"), record["scores"], record["run"])
+    students_of = Counter((*_block(row), row["method"]) for row in rows.values())
+    several = {method for (*_, method), count in students_of.items() if count > 1}
     for row in rows.values():
-        seeds = row.pop("by_seed")
-        row["seeds"] = len(seeds)
-        row["scores"] = {part: [s[part] for _, s in sorted(seeds.items())] for part in next(iter(seeds.values()))}
-        row["seconds"] = statistics.fmean(row.pop("times").values())
+        row["by_seed"] = dict(sorted(row["by_seed"].items()))
+        more = [f"+ codes {row['tokenizer']}" if row["tokenizer"] else "", row["options"]]
+        row["name"] = " ".join(filter(None, [row["method"], *(more if row["method"] in several else ())]))
     return sorted(rows.values(), key=_order)
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Leave out what could not be scored: ``None``, or NaN."""
+    return {part: score for part, score in scores.items() if score is not None and score == score}
+
+
+def _block(row: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
+    """Rows of one block are compared with each other: same data and setting, teachers of one backbone."""
+    return row["data"], row["of_data"], row["setting"], row["teacher"]
 
 
 def _differ(shipped: Mapping[str, Any], used: Mapping[str, Any], group: str, name: str) -> bool:
@@ -100,26 +138,30 @@ def score_rows(
 
     ``seconds`` adds the mean training time: of this machine, at that moment.
     """
-    parts = PARTS[setting]
     rows = [row for row in rows if row["setting"] == setting]
+    parts = [part for part in PARTS[setting] if any(part in row["scores"] for row in rows)]
     with_options = any(row["options"] for row in rows)
     header = ["data", "model", *(["options"] if with_options else []), "size", "seeds"]
     header += [name for part in parts for name in (part, "published")]
     header += ["train s"] if seconds else []
     table = []
     for row in rows:
-        teacher = (row["teacher"] or "").upper() + (f" + codes {row['tokenizer']}" if row["tokenizer"] else "")
-        name = teacher if row["method"] == "teacher" else f"{row['method']} ← {teacher}" if teacher else row["method"]
         size = f"{row['run']['layers']}×{row['run']['width']}, {thousands(row['run']['parameters'])}"
         cells = []
         for part in parts:
             published = row["published"].get(part)
             shown = " ± ".join(f"{value:.2f}" for value in published) if published else "–"
-            cells += [percent(row["scores"][part]), shown]
+            cells += [percent(row["scores"][part]) if part in row["scores"] else "–", shown]
         options = [row["options"]] if with_options else []
         time = [f"{row['seconds']:.1f}"] if seconds else []
-        table.append([row["data"], name, *options, size, str(row["seeds"]), *cells, *time])
+        table.append([row["data"], model_name(row), *options, size, str(row["seeds"]), *cells, *time])
     return header, table
+
+
+def model_name(row: Mapping[str, Any]) -> str:
+    """Return ``"SAGE"`` for a teacher, ``"glnn ← SAGE"`` for a student, ``"mlp"`` for one without a teacher."""
+    teacher = (row["teacher"] or "").upper() + (f" + codes {row['tokenizer']}" if row["tokenizer"] else "")
+    return teacher if row["method"] == "teacher" else f"{row['method']} ← {teacher}" if teacher else row["method"]
 
 
 def thousands(count: int) -> str:
@@ -133,44 +175,76 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def markdown(records: Iterable[Record], *, level: int = 2) -> str:
-    """Return the tables of a results file as Markdown: scores by setting, then every other table in it.
+@dataclass(frozen=True)
+class Section:
+    """One table of a report under a title, with paragraphs after it and, by its name, a plot before it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    plot: str = ""
+
+
+def sections(records: Iterable[Record]) -> list[Section]:
+    """Return the tables of a results file: scores by setting, then every other table in it.
 
     Args:
         records: of a results file. Those with a ``table`` key are rows of the table of that name; a column ``x_std`` is
             shown with ``x``.
-        level: of the headings; default 2.
     """
     records = list(records)
-    scored = [record for record in records if "table" not in record and "row" not in record]
-    rows, heading = summary(scored), "#" * level
-    page = []
+    scored = of_trainings(records)
+    rows, found = summary(scored), []
     for setting in PARTS:
         if any(row["setting"] == setting for row in rows):
-            page += [f"{heading} {setting.capitalize()}\n", markdown_table(*score_rows(rows, setting))]
+            found.append(Section(setting.capitalize(), *score_rows(rows, setting)))
     if scored:
         versions = scored[-1]["config"]["versions"]
-        page.append(
+        sources = {paper["source"] for r in scored if (paper := nearest(r["config"]).paper)}
+        note = (
             "Percent (accuracy, or ROC-AUC where the card says so), mean ± standard deviation (ddof 1) over seeds; a "
             "seed draws the split, the unseen nodes and the initial weights. Epochs are chosen on validation. `size`: "
             "layers × width, parameters. `model ← TEACHER` is a student. "
-            f"{', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
+            f"{', '.join(f'{k} {v}' for k, v in versions.items())}."
         )
-        sources = {paper["source"] for r in scored if (paper := find(r["data"], r["method"], r["teacher"]).paper)}
-        page += [f"Published: {source}.\n" for source in sorted(sources)]
+        found[-1] = replace(found[-1], notes=[note, *(f"Published: {source}." for source in sorted(sources))])
     if of_sets := [record for record in records if "row" in record]:
         from g2m.condense.bench import NOTE, tables  # it needs what this module needs
 
-        page += [f"{heading} {title}\n\n{markdown_table(header, lines)}" for title, header, lines in tables(of_sets)]
-        page.append(NOTE)
+        found += [Section(*table) for table in tables(of_sets)]
+        found[-1] = replace(found[-1], notes=[NOTE.strip()])
     for name in dict.fromkeys(record["table"] for record in records if "table" in record):
         table = [_with_std(record) for record in records if record.get("table") == name]
         header = list(dict.fromkeys(key for row in table for key in row))
-        page += [
-            f"{heading} {name}\n",
-            markdown_table(header, [[row.get(key, "–") for key in header] for row in table]),
-        ]
-    return "\n".join(page)
+        found.append(Section(name, header, [[row.get(key, "–") for key in header] for row in table]))
+    return found
+
+
+def of_trainings(records: Iterable[Record]) -> list[Record]:
+    """Return the records of teachers and students, without those of condensed sets and of other tables."""
+    return [record for record in records if "table" not in record and "row" not in record]
+
+
+def markdown(records: Iterable[Record], *, level: int = 2) -> str:
+    """Return the tables of a results file, see :func:`sections`, as Markdown.
+
+    Args:
+        records: of a results file.
+        level: of the headings; default 2.
+    """
+    return markdown_sections(sections(records), level=level)
+
+
+def markdown_sections(found: Iterable[Section], *, level: int = 2, plots: bool = False) -> str:
+    """Return sections as Markdown, with headings of that level; ``plots`` refers to their plots, ``NAME.png``."""
+    pieces = []
+    for section in found:
+        pieces.append(f"{'#' * level} {section.title}\n")
+        pieces += [f"![{section.title}]({section.plot}.png)\n"] if plots and section.plot else []
+        pieces += [markdown_table(section.header, section.rows)] if section.header else []
+        pieces += [f"{note}\n" for note in section.notes]
+    return "\n".join(pieces)
 
 
 def _with_std(record: Record) -> dict[str, Any]:

@@ -280,6 +280,7 @@ class TokenizedGNN(nn.Module):
         """Return what :class:`~g2m.outputs.TeacherOutputs` has of codes."""
         codes = self.tokenizer.codebook.codes.clone()
         return {
+            **({} if self.place == "reference" else self.gnn.knowledge(output)),  # there, more layers follow
             "codebook": codes[0] if len(codes) == 1 else codes,
             "code_input": self.tokenizer.project(output.hidden).clone(),
             "code_metric": self.tokenizer.codebook.metric,

@@ -159,11 +159,6 @@ def test_reference_schedule_is_a_pass_over_labels_then_one_over_nodes(size, labe
         torch.testing.assert_close(label(b, logits), F.cross_entropy(logits[b.row], Y[b.row]))
 
 
-def test_reference_schedule_needs_a_teacher_to_make_a_difference():
-    plain = NodeBatches(X, Y, TRAIN, reference_schedule=True, batch_size=5)
-    assert [b.only for b in plain.epoch(generator())] == [None] * 3
-
-
 def test_reference_schedule_skips_others_each_epoch():
     batches, stream = node_batches(batch_size=5, reference_schedule=True), generator()
     skipped = [

@@ -24,9 +24,9 @@ def grid(data=("sbm",), overrides=QUICK, **kwargs):
 
 
 def timeless(record):
-    """A record without the one thing that differs between two runs."""
+    """A record without what differs between two runs."""
     if isinstance(record, dict):
-        return {key: timeless(value) for key, value in record.items() if key != "seconds"}
+        return {key: timeless(value) for key, value in record.items() if key not in ("seconds", "ms")}
     return record
 
 
@@ -74,6 +74,12 @@ def test_names_given_twice_or_as_iterators_are_one_grid():
         grid(iter(["sbm"]), overrides=iter(QUICK), methods=iter(["mlp", "glnn"]), teachers=iter(["sage", "gcn"]))
         == once
     )
+
+
+def test_every_graph_of_the_whole_benchmark_has_a_card():
+    found = cells(bench.ALL_DATA, teachers=bench.ALL_TEACHERS, seeds=1)
+    assert len({cell.experiment.data for cell in found}) == len(bench.ALL_DATA) == 10
+    assert len(found) == 10 * 2 * 3
 
 
 def test_shipped_options_are_used_and_overridden():
@@ -161,7 +167,7 @@ def test_a_record_says_what_was_run_and_what_came_out(tmp_path, setting):
     assert record["config"].pop("versions")["torch"] == torch.__version__
     assert record["config"] == cell.experiment.config()
     for trained in (record["run"], record["teacher_run"]):
-        assert trained.keys() == {"layers", "width", "parameters", "best_epoch", "epochs", "seconds"}
+        assert trained.keys() == {"layers", "width", "parameters", "best_epoch", "epochs", "seconds", "ms"}
         assert (trained["layers"], trained["width"], trained["epochs"]) == (2, 8, 3)
 
     # Oracle: the same by hand.
@@ -171,13 +177,32 @@ def test_a_record_says_what_was_run_and_what_came_out(tmp_path, setting):
     assert record["scores"] == student.evaluate(graph)
     assert record["teacher_scores"] == teacher.evaluate(graph)
     assert record["run"]["parameters"] == student.num_parameters()
-    assert set(record["scores"]) == {"val", "test"} | ({"seen", "unseen"} if setting == "inductive" else set())
+    assert set(record["scores"]) == {"val", "test"} | ({"seen", "unseen", "cold"} if setting == "inductive" else set())
 
     kept = Student.load(tmp_path / "kept" / "student.safetensors")
     assert kept.predict_logits(graph.x).equal(student.predict_logits(graph.x))
     outputs = TeacherOutputs.load(tmp_path / "kept" / "outputs.safetensors")
     assert outputs.logits.equal(teacher.outputs(graph).logits)
     assert Teacher.load(tmp_path / "kept" / "teacher.safetensors").score(graph) == teacher.score(graph)
+
+
+def test_latency_is_that_of_one_node_on_the_whole_graph(monkeypatch):
+    asked = []
+
+    def measured(who, p50):
+        def latency(model, graph, *, sizes, seconds):
+            asked.append((who, type(model), graph.num_nodes, tuple(sizes)))
+            assert seconds < 0.3, "a cell is not to wait for it"
+            return {1: {"p50": p50, "p99": 99.0}}
+
+        return latency
+
+    monkeypatch.setattr(bench, "student_latency", measured("student", 0.123456))
+    monkeypatch.setattr(bench, "teacher_latency", measured("teacher", 4.5))
+    (cell,) = grid(methods=["glnn"], settings=["inductive"], seeds=1)
+    record = run_cell(cell)
+    assert (record["run"]["ms"], record["teacher_run"]["ms"]) == (0.1235, 4.5)
+    assert asked == [("teacher", Teacher, 300, (1,)), ("student", Student, 300, (1,))]
 
 
 def test_without_a_teacher_a_record_has_none(tmp_path, cache):
@@ -346,11 +371,44 @@ def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
+def broken(cells, *indices):
+    """The same cells, some with options of the data that only loading refuses."""
+    return [
+        replace(cell, experiment=cell.experiment.override(["data.homophily=2"])) if i in indices else cell
+        for i, cell in enumerate(cells)
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_cell_is_told_and_the_run_goes_on(tmp_path, workers):
+    found = broken(grid(settings=["transductive"]), 0, 3)
+    failed = []
+    records = list(
+        run(found, out=tmp_path / "r.jsonl", workers=workers, on_error=lambda cell, error: failed.append((cell, error)))
+    )
+    assert {r["key"] for r in records} == {found[1].key, found[2].key}
+    assert read_results(tmp_path / "r.jsonl") == records
+    assert {cell.key for cell, _ in failed} == {found[0].key, found[3].key}
+    assert all(isinstance(error, G2MError) and "homophily: expected a number" in str(error) for _, error in failed)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_is_no_mistake_of_the_user_ends_the_run(monkeypatch):
+    for error in (RuntimeError("a bug"), KeyboardInterrupt()):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(bench, "run_cell", fail)
+        with pytest.raises(type(error)):
+            list(run(grid(), on_error=lambda *_: None))
+
+
 def test_a_failure_in_one_process_ends_the_others(tmp_path):
     # One cell cannot be loaded, the other would train for hours.
     (endless,) = grid(methods=["mlp"], settings=["transductive"], seeds=1)
     endless = replace(endless, experiment=endless.experiment.override(["max_epochs=1000000000", "patience=1000000000"]))
-    broken = replace(endless, experiment=endless.experiment.override(["data.homophily=2"]), seed=1)
+    (other,) = broken([replace(endless, seed=1)], 0)
     with pytest.raises(G2MError, match="homophily: expected a number"):
-        list(run([endless, broken], workers=2))
+        list(run([endless, other], workers=2))
     assert multiprocessing.active_children() == []

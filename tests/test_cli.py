@@ -20,7 +20,9 @@ from g2m import bench, cli
 from g2m.bench import append_result, read_results
 from g2m.data import cards, load
 from g2m.estimators import Student, Teacher
+from g2m.methods import REGISTRY
 from g2m.outputs import TeacherOutputs
+from g2m.report_page import report_files
 
 SCRIPT = Path(sysconfig.get_path("scripts"), "g2m")
 QUICK = [
@@ -94,7 +96,7 @@ def members(group):
     return found
 
 
-def wait_for(condition, process=None, seconds=60):
+def wait_for(condition, process=None, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -108,7 +110,7 @@ def lines(path):
 
 def timeless(value):
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "ms")}
     return value
 
 
@@ -130,7 +132,7 @@ def test_help(words):
     for name in words:
         command = command.commands[name]
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
-    assert command.help.strip() in shown
+    assert " ".join(command.help.split()) in shown
     assert [name for name in getattr(command, "commands", ()) if f" {name} " not in shown] == []
     for parameter in command.params:
         assert parameter.help, f"{parameter.name} has no word of help"
@@ -171,6 +173,10 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["bench", "sbm", "--methods", ","], "methods: expected at least one name"),
         (["bench", "sbm", "--methods", "mlp,nosmock"], "method: expected one of"),
         (["bench", "sbm", "--workers", "0"], "workers: expected a whole number"),
+        (["bench"], r"DATA: expected at least one card name \(got none\)\. .* g2m data, or give --all"),
+        (["bench", "--methods", "mlp"], "DATA: expected at least one card name"),
+        (["bench", "sbm", "--all", "--methods", "mlp"], r"--all, --methods: expected one of them \(got both\)"),
+        (["bench", "--all", "-o", "vqgraph.code=1"], "unknown key 'code'"),
         (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], "Not a directory|File exists"),
         (["bench", "sbm", "--out", "binary.jsonl"], "line 1 of 'binary.jsonl' is not JSON"),
         (["report", "missing.jsonl"], "no results file 'missing.jsonl'"),
@@ -180,6 +186,10 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["report", "binary.jsonl"], "line 1 of 'binary.jsonl' is not JSON"),
         (["report", "foreign.jsonl"], "line 1 of 'foreign.jsonl' is not a result"),
         (["report", "table.jsonl", "--into", "missing.md"], "no page 'missing.md'"),
+        (["report", "table.jsonl", "--out", "file"], r"--out: expected a folder, or a page that ends in \.md"),
+        (["report", "table.jsonl", "--out", "x", "--against", "mlp"], "--against: expected results of students"),
+        (["report", "table.jsonl", "--against", "mlp"], "--against: .* Name a folder by --out"),
+        (["report", "table.jsonl", "--out", "x", "--into", "file"], "--out, --into: expected one of them"),
         (
             ["report", "table.jsonl", "--into", "file"],
             "the page lacks the lines '<!-- g2m report table.jsonl --into file",
@@ -218,7 +228,7 @@ def test_wrong_usage_is_exit_2(call, words):
 
 def test_the_script_itself(start):
     process = start("report", "missing.jsonl")
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=240)
     assert (process.returncode, out) == (2, "")
     assert error == "error: path: no results file 'missing.jsonl'.\n"
 
@@ -387,8 +397,10 @@ def test_report_prints_writes_and_renews(call, place):
     assert re.findall(r"^#.*", printed, re.M) == ["# Results", "## Transductive", "## Inductive", "## speed"]
     assert "Made by `g2m report r.jsonl other.jsonl`" in printed
 
-    assert call("report", "r.jsonl", "other.jsonl", "--out", "new/page.md")[0] == 0
-    assert (place / "new" / "page.md").read_text() == printed.removesuffix("\n")
+    assert call("report", "r.jsonl", "other.jsonl", "--out", "new/page.md") == (0, "written: new/page.md\n", "")
+    page = (place / "new" / "page.md").read_text()
+    assert page.startswith(printed.removesuffix("\n")), "what is printed, and how models compare"
+    assert "## Mean ranks" in page
 
     (place / "page.md").write_text("a\n<!-- g2m report other.jsonl --into page.md -->\nold\n<!-- end -->\nb\n")
     assert call("report", "other.jsonl", "--into", "page.md")[0] == 0
@@ -404,26 +416,103 @@ def test_report_prints_writes_and_renews(call, place):
     assert [row.get("method", row.get("table")) for row in rows] == ["teacher", "glnn", "mlp"] * 2 + ["speed"]
 
 
+def test_report_writes_a_folder_of_its_records(call, place):
+    call("bench", "sbm", *QUICK, "--seeds", "3", "--settings", "inductive", "--out", "r.jsonl")
+    words = ["report", "r.jsonl", "--out", "report", "--against", "mlp"]
+    assert call(*words) == (0, "written: report/index.html\n", "")
+    expected = report_files(read_results("r.jsonl"), command="g2m report r.jsonl --against mlp", against="mlp")
+    assert {path.name for path in (place / "report").iterdir()} == expected.keys()
+    for name in ("report.md", "index.html", "scores.csv", "differences.csv"):
+        assert (place / "report" / name).read_text(encoding="utf-8") == expected[name]
+    assert "| over mlp |" in expected["report.md"]
+    assert "latency.png" in expected, "latency is measured"
+    code, out, error = call(*words[:-1], "ml")
+    assert (code, out) == (2, "")
+    assert "Did you mean 'mlp'?" in error
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The cells that a benchmark would run."""
+    found = []
+    monkeypatch.setattr(bench, "run", lambda grid, **_: found.extend(grid) or (record for record in ()))
+    return found
+
+
+def shape(grid):
+    names = ("data", "method", "teacher")
+    return [{getattr(cell.experiment, name) for cell in grid} for name in names]
+
+
+def test_bench_all_is_every_method_on_ten_graphs(call, asked):
+    assert call("bench", "--all", "--seeds", "2")[0] == 0
+    assert shape(asked) == [set(bench.ALL_DATA), set(REGISTRY), {"sage", "gcn", None}]
+    alone = sum(not method.needs for method in REGISTRY.values())
+    assert len(asked) == 10 * 2 * 2 * (2 * len(REGISTRY) - alone)
+
+
+def test_bench_all_is_narrowed(call, asked):
+    assert call("bench", "sbm", "--all", "--teachers", "gat", "--settings", "inductive", "--seeds", "1")[0] == 0
+    assert shape(asked) == [{"sbm"}, set(REGISTRY), {"gat", None}]
+    assert len(asked) == len(REGISTRY)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_in_bench_is_listed_and_the_rest_is_done(call, place, workers):
+    """Cora is not there; everything of sbm is run."""
+    words = ["bench", "cora", "sbm", "--seeds", "2", "--settings", "transductive", "--workers", workers]
+    words += ["-o", "max_epochs=3", "-o", "teacher.max_epochs=3"]
+    code, out, error = call(*words)
+    assert code == 1
+    assert "glnn ← SAGE" in out
+    assert re.fullmatch(
+        r"failed: cora (mlp|glnn sage) transductive, seed [01]; .* and 1 more: .*g2m data get cora.*\n", error
+    )
+    done = read_results("results.jsonl")
+    assert sorted((r["data"], r["method"], r["seed"]) for r in done) == [
+        ("sbm", method, seed) for method in ("glnn", "mlp") for seed in (0, 1)
+    ]
+    code, out, _ = call(*words, "--json")
+    assert (code, by_key(json.loads(out))) == (1, by_key(done))
+
+
+def test_the_bar_counts_what_was_finished_before_as_done(call, monkeypatch):
+    bars = []
+    make = cli.bar
+    monkeypatch.setattr(cli, "bar", lambda: bars.append(make()) or bars[-1])
+    words = ["bench", "sbm", *QUICK, "--settings", "transductive", "--methods", "mlp", "--seeds"]
+    added = []
+    add = cli.Progress.add_task
+    monkeypatch.setattr(cli.Progress, "add_task", lambda *a, **k: added.append(k) or add(*a, **k))
+    assert call(*words, 1)[0] == call(*words, 3)[0] == 0
+    assert added == [{"total": 1, "completed": 0}, {"total": 3, "completed": 1}]
+    assert [(task.completed, task.total) for bar in bars for task in bar.tasks] == [(1, 1), (3, 3)]
+    assert any(isinstance(column, cli.TimeRemainingColumn) for column in bars[0].columns)
+
+
 # -- killed, stopped -------------------------------------------------------------------------------------------
 
 
-def test_a_killed_bench_goes_on(call, start, place):
-    words = ["bench", "sbm", *QUICK, "-o", "glnn.max_epochs=100", "--seeds", "4", "--out"]
+@pytest.mark.parametrize("options", [["--seeds", 4], ["--all", "--teachers", "sage", "--seeds", 1, "--workers", 2]])
+def test_a_killed_bench_goes_on(call, start, place, options):
+    words = ["bench", "sbm", *QUICK, "-o", "glnn.max_epochs=100", *options, "--out"]
     process = start(*words, "killed.jsonl")
     wait_for(lambda: lines(place / "killed.jsonl") >= 2, process)
     process.kill()
     process.wait()
+    wait_for(lambda: not Path("/proc").is_dir() or members(process.pid) == [])
     finished = read_results("killed.jsonl")
-    assert 2 <= len(finished) < 16, "it was killed on the way"
+    before = b"".join((place / "killed.jsonl").read_bytes().splitlines(keepends=True)[: len(finished)])
     with (place / "killed.jsonl").open("a") as file:
         file.write('{"key": "ab')  # as a kill in the middle of a write leaves it
     code, out, _ = call(*words, "killed.jsonl", "--json")
     assert code == 0
-    call(*words, "whole.jsonl", "--cache", "other")
+    call(*words, "whole.jsonl", "--cache", "other", "--workers", 1)
     expected = by_key(read_results("whole.jsonl"))
-    assert len(expected) == 16
-    assert by_key(read_results("killed.jsonl")) == by_key(json.loads(out)) == expected
-    assert read_results("killed.jsonl")[: len(finished)] == finished, "what was finished is as it was"
+    assert len(expected) == (2 * len(REGISTRY) if "--all" in options else 16)
+    assert 2 <= len(finished) < len(expected), "it was killed on the way"
+    assert by_key(read_results("killed.jsonl")) == by_key(json.loads(out)) == expected, "each once, all of them"
+    assert (place / "killed.jsonl").read_bytes().startswith(before), "what was finished is as it was"
 
 
 def test_a_killed_train_goes_on(call, start, place):
@@ -451,7 +540,7 @@ def test_ctrl_c_says_how_to_go_on(start, place):
     process = start("bench", "sbm", *QUICK, *ENDLESS, "--seeds", "1", "--settings", "transductive")
     wait_for(lambda: lines(place / "results.jsonl") >= 1 and list(place.glob("cache/teachers/*.safetensors")), process)
     os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=240)
     assert process.returncode == 130
     assert (out, error) == ("", "stopped; the same command goes on from here\n")
     assert [r["method"] for r in read_results("results.jsonl")] == ["mlp"]
@@ -477,7 +566,7 @@ def test_workers_end_with_their_parent(start, place, kind):
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT if kind == "interrupt" else signal.SIGKILL)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=240)
     if kind == "kill":
         assert process.returncode == -signal.SIGKILL
     else:

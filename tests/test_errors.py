@@ -1,6 +1,6 @@
 import pytest
 
-from g2m.errors import G2MError, check_keys, check_range, choose, nearest
+from g2m.errors import G2MError, check_keys, check_names, check_range, choose, nearest
 
 
 def test_is_a_value_error():
@@ -26,6 +26,12 @@ def test_check_keys_names_the_first_unknown_key():
         G2MError, match=r"card: unknown key 'sorce'\. Did you mean 'source'\? Known keys: name, source\."
     ):
         check_keys("card", ["name", "sorce"], ["name", "source"])
+
+
+def test_check_names_names_the_first_argument_without_any():
+    check_names(data=["a"], methods=("b",))
+    with pytest.raises(G2MError, match=r"methods: expected at least one name \(got none\)\."):
+        check_names(data=["a"], methods=[], teachers=[])
 
 
 @pytest.mark.parametrize(

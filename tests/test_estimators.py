@@ -388,7 +388,7 @@ def test_no_rows(trained):
         (torch.full((3, 10), float("nan")), "x: expected finite features .*row 0"),
         (torch.tensor([[0.0] * 10, [0.0] * 9 + [float("inf")]]), "row 1"),
         (torch.full((2, 10), 1e300, dtype=torch.float64), "x: expected finite features"),
-        (GRAPH, r"x: expected features of shape \[N, 10\] \(got Graph\)"),
+        (blocks(num_features=9), r"x: expected features of shape \[N, 10\] \(got \(36, 9\)\)"),
         ([["a"] * 10], "x: expected features"),
         (None, "x: expected features"),
     ],
@@ -421,7 +421,7 @@ def test_scores_by_part(unseen):
     graph = blocks(unseen=unseen)
     for estimator in (teacher().fit(graph), learner().fit(graph, outputs_of(graph))):
         scores = estimator.evaluate(graph)
-        assert list(scores) == ["val", "test"] + ["seen", "unseen"] * unseen
+        assert list(scores) == ["val", "test"] + ["seen", "unseen", "cold"] * unseen
         assert {part: estimator.score(graph, part) for part in scores} == scores
         assert estimator.score(graph) == scores["test"]
         with pytest.raises(G2MError, match="Did you mean 'test'"):
@@ -429,6 +429,29 @@ def test_scores_by_part(unseen):
         if not unseen:
             with pytest.raises(G2MError, match="part: expected one of val, test"):
                 estimator.score(graph, "unseen")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
+def test_cold_are_the_unseen_nodes_without_their_edges(metric):
+    graph = replace(blocks(90, num_classes=2, unseen=True), metric=metric)
+    unseen, taught = graph.part("unseen"), teacher(max_epochs=10).fit(graph)
+    scores, alone = taught.evaluate(graph), taught.predict_logits(graph.without_edges())
+    assert scores["cold"] == estimators.metrics.score(metric, alone[unseen], graph.y[unseen])
+    assert scores["unseen"] == estimators.metrics.score(metric, taught.predict_logits(graph)[unseen], graph.y[unseen])
+    assert scores["cold"] != scores["unseen"]
+    assert taught.score(graph, "cold") == scores["cold"]
+    flat = taught.evaluate(graph.without_edges())
+    assert flat["cold"] == flat["unseen"] == scores["cold"]
+    for name in ("mlp", "glnn", "simmlp"):  # these look at no edge in the first place
+        scores = learner(method=name).fit(graph, outputs_of(graph)).evaluate(graph)
+        assert scores["cold"] == scores["unseen"]
+
+
+def test_a_graph_is_taken_for_its_features_where_there_are_no_positions(trained):
+    for given in (GRAPH, blocks(7), GRAPH.without_edges()):
+        assert torch.equal(trained.predict_logits(given), trained.predict_logits(given.x))
+        assert torch.equal(trained.predict(given), trained.predict(given.x))
+        assert torch.equal(trained.predict_proba(given), trained.predict_proba(given.x))
 
 
 def test_student_scores_are_plain_accuracy(trained):
@@ -706,3 +729,85 @@ def test_a_set_of_graphs_is_refused():
     for estimator in (Teacher(), Student("mlp")):
         with pytest.raises(G2MError, match=r"graph: expected a g2m\.Graph.*got Graphs"):
             estimator.fit(graphs)
+
+
+# -- several networks ------------------------------------------------------------------------------------------------
+
+SEEDS = (5, 5 + 1_000_003, 5 + 2 * 1_000_003)
+
+
+def several(**options) -> Teacher:
+    return teacher(members=3, seed=5, dropout=0.3, **options)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+@pytest.mark.parametrize("model", ["sage", "gat"])
+def test_several_networks_answer_with_their_mean_probabilities(model, unseen, tmp_path):
+    graph = blocks(unseen=unseen)
+    taught = several(model=model).fit(graph)
+    singles = [teacher(model=model, seed=seed, dropout=0.3).fit(graph) for seed in SEEDS]
+    assert not same_bits(weights(singles[0]), weights(singles[1]))
+    for single, member in zip(singles, taught.model_.members, strict=True):
+        assert same_bits(weights(single), member.state_dict())
+    mean = sum(single.predict_proba(graph) for single in singles) / 3
+    torch.testing.assert_close(taught.predict_proba(graph), mean)
+    assert torch.equal(taught.predict(graph), mean.argmax(1))
+    assert taught.num_parameters() == 3 * singles[0].num_parameters()
+    assert taught.meta_["val"] == taught.evaluate(graph)["val"]
+
+    outputs, first = taught.outputs(graph), singles[0].outputs(graph)
+    observed = sum(single.outputs(graph).soft_labels() for single in singles) / 3
+    torch.testing.assert_close(outputs.soft_labels(), observed)
+    assert torch.equal(outputs.hidden, first.hidden)  # no mean: channels of two networks have nothing in common
+    for a, b in zip(outputs.transforms, first.transforms, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(outputs.entropy_change, first.entropy_change)
+    loaded = Teacher.load(taught.save(tmp_path / "t"))
+    assert same_bits(weights(loaded), weights(taught))
+    assert torch.equal(loaded.predict_logits(graph), taught.predict_logits(graph))
+    assert loaded.outputs(graph).fingerprint() == outputs.fingerprint()
+    assert loaded.params() == taught.params() | {"device": "auto"}
+    assert loaded.meta_ == taught.meta_
+    for method in ("glnn", "krd", "nosmog", "tined", "auto"):
+        options = {"num_layers": 3, "max_epochs": 1} if method == "tined" else {"max_epochs": 1}
+        assert learner(method=method, **options).fit(graph, outputs).score(graph) >= 0
+
+
+def test_several_networks_share_the_cache_with_each_alone(tmp_path):
+    seen = []
+    for seed in SEEDS[:2]:
+        teacher(seed=seed, dropout=0.3).fit(GRAPH, cache=tmp_path)
+    first = several().fit(GRAPH, cache=tmp_path, on_epoch=seen.append)
+    assert [record["epoch"] for record in seen] == [0, 1, 2]  # the third
+    again = several().fit(GRAPH, cache=tmp_path, on_epoch=never)
+    assert same_bits(weights(first), weights(again))
+    assert same_bits(weights(first), weights(several().fit(GRAPH)))
+    teacher(seed=SEEDS[2], dropout=0.3).fit(GRAPH, cache=tmp_path, on_epoch=never)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: several(tokenizer="inside"), "members: expected 1 with a tokenizer.*got 3"),
+        (lambda: Teacher(own(), members=2), "members: a module has its own shape"),
+        (lambda: Teacher("gcn", members=0), "members: expected a whole number from 1"),
+        (lambda: Teacher("gcn", members=1.5), "members: expected a whole number from 1"),
+        (lambda: Teacher("gcn", member=2), "Did you mean 'members'"),
+    ],
+)
+def test_members_that_are_refused(make, message):
+    with pytest.raises(G2MError, match=message):
+        make()
+
+
+# -- the reference schedule ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_the_reference_schedule_needs_a_teacher_to_make_a_difference(method):
+    """Where there is none, there are no two passes to be told apart."""
+    first, second = (
+        learner(method=method, reference_schedule=on, batch_size=7, max_epochs=1).fit(GRAPH, outputs_of(GRAPH))
+        for on in (False, True)
+    )
+    assert same_bits(weights(first), weights(second)) == (not REGISTRY[method].needs)

@@ -9,7 +9,8 @@ from g2m.bench import Cell
 from g2m.data import find_card
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.experiments import FOLDER, Experiment, find, shipped
+from g2m.experiments import FOLDER, Experiment, alike, find, shipped
+from g2m.methods import REGISTRY
 
 FILES = sorted(FOLDER.glob("*/*.toml"))
 PARTS = {"transductive": {"test"}, "inductive": {"test", "seen", "unseen"}}
@@ -199,6 +200,55 @@ def test_large_graphs_have_full_frequency_experiments(graph, teacher):
 def test_without_a_shipped_experiment_options_are_defaults():
     assert find("digits", "glnn", "gat") == Experiment("digits", "glnn", "gat")
     assert find("cora-cpf", "mlp", "sage") == find("cora-cpf", "mlp"), "a method without a teacher has none"
+
+
+OF_ANY_STUDENT = {"hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "max_epochs", "patience"}
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_what_is_shipped_wins_and_the_rest_is_like_the_plain_method_on_that_data_set(method):
+    needs = REGISTRY[method].needs
+    for data, _, backbone in [key for key in shipped() if key[1] == "glnn"]:
+        wanted = (data, method, backbone if needs else None)
+        own, plain = shipped().get(wanted), find(data, "glnn", backbone) if needs else find(data, "mlp")
+        like, found = alike(data, method, backbone), find(data, method, backbone)
+        assert (like.data, like.method, like.teacher) == wanted
+        assert found == (like if own is None else own)
+        # How a step is cut, and what is the plain method's own, stay behind.
+        expected = {k: v for k, v in plain.student_options.items() if k in OF_ANY_STUDENT}
+        of_method = {} if own is None else {k: own.student_options.get(k) for k in REGISTRY[method].options()}
+        assert like.student_options == expected | {k: v for k, v in of_method.items() if v is not None}
+        assert like.teacher_options == ({**plain.teacher_options, **REGISTRY[method].teacher_options} if needs else {})
+        assert like.data_options == plain.data_options
+        assert like.paper == ({} if own is None else own.paper), "not the numbers of another method"
+        Student(method, **like.student_options)
+        if needs:
+            Teacher(backbone, **like.teacher_options)
+
+
+def test_what_is_left_behind_is_there_in_the_plain_method():
+    """So that the test above could fail."""
+    plain = find("cora-cpf", "glnn", "sage")
+    assert plain.student_options["reference_schedule"]
+    assert {"lam", "batch_size"} <= find("cora", "glnn", "gcn").student_options.keys()
+    assert not {"lam", "batch_size", "reference_schedule"} & find("cora", "propagated", "gcn").student_options.keys()
+    assert find("cora", "propagated", "gcn").student_options["hidden_channels"] == 512
+
+
+def test_a_method_brings_the_options_of_its_teacher():
+    assert find("digits", "vqgraph", "gcn").teacher_options == {"tokenizer": "beside"}
+    assert find("cora", "vqgraph", "gcn").teacher_options["tokenizer"] == "beside"
+    assert "tokenizer" not in find("cora", "glnn", "gcn").teacher_options
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    with pytest.raises(G2MError, match=r"method: .*Did you mean 'simmlp'"):
+        find("cora-cpf", "simlp")
+
+
+def test_a_method_that_learns_from_a_teacher_names_one():
+    with pytest.raises(G2MError, match="teacher: method 'krd' learns from one"):
+        find("cora-cpf", "krd")
 
 
 # -- reading ---------------------------------------------------------------------------------------------------

@@ -75,3 +75,12 @@ def test_student_latency(quick):
     found = student_latency(student, graph, sizes=(1, 2 * N))
     assert found.keys() == {1, 2 * N}
     assert [len(answer) for answer in quick] == [1, 2 * N]
+
+
+def test_time_given_is_time_for_every_size_and_way(monkeypatch):
+    given = []
+    monkeypatch.setattr(latency, "measure", lambda call, **options: given.append(options) or {"p50": 1.0, "p99": 1.0})
+    graph = thin()
+    teacher_latency(Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph), graph, seconds=0.25)
+    student_latency(Student("mlp", hidden_channels=8, max_epochs=1).fit(graph), graph, sizes=(1,), seconds=0.5)
+    assert given == [{"seconds": 0.25}] * 4 + [{"seconds": 0.5}]

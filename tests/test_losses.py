@@ -16,6 +16,7 @@ from g2m.losses import (
     min_max_edge_loss,
     sampled_edge_loss,
     scaled_cosine_error,
+    similarity_loss,
     soft_label_loss,
 )
 from g2m.sparse import CSR
@@ -179,6 +180,76 @@ def test_centred_takes_out_what_softmax_does_not_see():
     torch.testing.assert_close(centred(z + shift), centred(z))
     torch.testing.assert_close(centred(z).softmax(1), z.softmax(1))
     assert centred(z).sum(1).abs().max() < 1e-12
+
+
+# -- NOSMOG: against Gram matrices -------------------------------------------------------------------------------------
+
+
+def gram(rows, normalise):
+    rows = rows / rows.norm(dim=1, keepdim=True) if normalise else rows
+    return rows @ rows.T
+
+
+@quick
+@given(st.integers(2, 9), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999), st.booleans())
+def test_similarity_loss_is_the_dense_one(rows, width, teachers, seed, normalise):
+    s, t = logits(rows, width, seed).requires_grad_(), logits(rows, teachers, seed + 1000)
+    off = (gram(s, normalise) - gram(t, normalise)).square()
+    pairs = ~torch.eye(rows, dtype=torch.bool) if normalise else torch.ones(rows, rows, dtype=torch.bool)
+    loss, expected = similarity_loss(s, t, normalise=normalise), off[pairs].mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-10)
+    first, second = (torch.autograd.grad(value, s)[0] for value in (loss, expected))
+    torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_similarity_loss_is_zero_if_and_only_if_the_gram_matrices_agree(normalise):
+    t = logits(7, 4, 0)
+    wide, _ = torch.linalg.qr(logits(6, 4, 1))  # orthonormal columns: another basis, of more dimensions
+    s = t @ wide.T
+    length = torch.arange(1.0, 8, dtype=t.dtype)[:, None]
+    assert abs(similarity_loss(s, t, normalise=normalise)) < 1e-10
+    assert (abs(similarity_loss(length * s, t, normalise=normalise)) < 1e-10) == normalise  # cosines know no length
+    for row in range(7):
+        other = s.clone()
+        other[row, 0] += 0.5
+        assert similarity_loss(other, t, normalise=normalise) > 1e-4
+    assert similarity_loss(s.roll(1, 0), t, normalise=normalise) > 0.1
+
+
+def test_similarity_loss_takes_no_gradient_from_the_teacher():
+    s, t = logits(5, 3, 0).requires_grad_(), logits(5, 3, 1).requires_grad_()
+    similarity_loss(s, t).backward()
+    assert s.grad.any()
+    assert t.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_similarity_loss_survives_rows_of_zeros(normalise, dtype):
+    """A ReLU may close on all of a node: it is then like no one, itself included."""
+    s, t = logits(6, 4, 0).to(dtype), logits(6, 4, 1).to(dtype)
+    s[:2], t[1:3] = 0, 0
+    first, second = (torch.nan_to_num(gram(rows, normalise)) for rows in (s, t))
+    pre = s.clone().requires_grad_()
+    loss = similarity_loss(pre.relu() + s - s.relu(), t, normalise=normalise)
+    expected = (first - second).square().sum() / (30 if normalise else 36)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    loss.backward()
+    assert torch.isfinite(pre.grad).all()
+    assert not pre.grad[:2].any()
+    zero = torch.zeros(6, 4, dtype=dtype)
+    assert similarity_loss(zero, zero, normalise=normalise) == 0
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_similarity_loss_of_one_row_is_finite(normalise):
+    s, t = logits(1, 4, 0).requires_grad_(), logits(1, 3, 1)
+    loss = similarity_loss(s, t, normalise=normalise)
+    loss.backward()
+    assert torch.isfinite(s.grad).all()
+    expected = 0.0 if normalise else (s.detach().square().sum() - t.square().sum()).square().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
 
 
 # -- VQGraph: against dense formulas -----------------------------------------------------------------------------------

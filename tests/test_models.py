@@ -20,6 +20,7 @@ from g2m.models import (
     BACKBONES,
     GNN,
     MLP,
+    Ensemble,
     Linear,
     Output,
     PropagateConv,
@@ -817,3 +818,39 @@ def test_inputs_are_sparse_where_that_pays():
     assert isinstance(build("gcn").inputs(graph)[0], Tensor)
     assert isinstance(build("gcn", 20, 8, 3).inputs(wordy)[0], CSR)
     assert isinstance(features(wordy.x), CSR)
+
+
+# -- several networks ------------------------------------------------------------------------------------------------
+
+
+@backbones
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_ensemble_answers_with_the_mean_of_probabilities(count, backbone):
+    graph, members = random_graph("undirected"), []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        members.append(GNN(backbone, 6, 8, 3).eval())
+    ensemble = Ensemble(members)
+    inputs = ensemble.inputs(graph)
+    outputs = [member(*inputs) for member in members]
+    found = ensemble(*inputs)
+    torch.testing.assert_close(found.logits.exp(), sum(output.logits.softmax(1) for output in outputs) / count)
+    assert torch.equal(found.hidden, outputs[0].hidden)
+    assert ensemble.hops == members[0].hops
+    known, first = ensemble.knowledge(found), members[0].knowledge(outputs[0])
+    assert known.keys() == first.keys()
+    assert all(torch.equal(a, b) for a, b in zip(known.get("transforms", ()), first.get("transforms", ()), strict=True))
+
+
+def test_an_ensemble_is_finite_where_its_members_are_sure_of_different_classes():
+    class Sure(nn.Module):
+        def __init__(self, label: int) -> None:
+            super().__init__()
+            self.label = label
+
+        def forward(self, x: Tensor) -> Output:
+            return Output(1000 * F.one_hot(torch.full((len(x),), self.label), 3).float())
+
+    found = Ensemble([Sure(0), Sure(1)])(torch.zeros(2, 1)).logits
+    torch.testing.assert_close(found.softmax(1), torch.tensor([[0.5, 0.5, 0.0]] * 2))
+    assert torch.isfinite(found).all()

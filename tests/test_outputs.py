@@ -15,7 +15,7 @@ from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.outputs import TeacherOutputs
 
-FIELDS = ("node_id", "logits", "hidden", "low_target", "codebook", "code_input")
+FIELDS = ("node_id", "logits", "hidden", "low_target", "entropy_change", "codebook", "code_input")
 
 
 @pytest.fixture
@@ -64,6 +64,14 @@ CASES = {
     "codebook alone": (lambda o: {"code_input": None}, "both or neither"),
     "code_input alone": (lambda o: {"codebook": None}, "both or neither"),
     "codes of other width": (lambda o: {"codebook": o.codebook[:, :4]}, "code_input: expected 4 columns"),
+    "entropy_change flat": (lambda o: {"entropy_change": o.entropy_change[:, 0]}, "entropy_change: expected a float"),
+    "entropy_change wide": (lambda o: {"entropy_change": o.hidden.abs()}, r"entropy_change: expected \[M, 1\] from 0"),
+    "entropy_change negative": (lambda o: {"entropy_change": -o.entropy_change}, "entropy_change: .*from 0"),
+    "entropy_change short": (lambda o: {"entropy_change": o.entropy_change[1:]}, "entropy_change: expected 36 rows"),
+    "entropy_change infinite": (lambda o: {"entropy_change": o.entropy_change / 0}, "entropy_change: expected finite"),
+    "transforms flat": (lambda o: {"transforms": (o.hidden, o.hidden[0])}, "transforms: .*number 1"),
+    "transforms NaN": (lambda o: {"transforms": (with_nan(o.hidden, 2),)}, "transforms: .*number 0"),
+    "transforms of integers": (lambda o: {"transforms": (o.hidden, o.hidden.long())}, "transforms: .*number 1"),
 }
 
 
@@ -76,7 +84,7 @@ def test_refuses(case, outputs):
 
 def test_optional_fields_may_be_missing(outputs):
     bare = TeacherOutputs(outputs.node_id, outputs.logits)
-    assert bare.hidden is bare.low_target is bare.codebook is bare.code_input is None
+    assert all(getattr(bare, field) is None for field in (*FIELDS[2:], "transforms"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,6 +120,32 @@ def test_save_and_load(bare, outputs, tmp_path):
     for field in FIELDS:
         first, second = getattr(outputs, field), getattr(loaded, field)
         assert (first is None and second is None) or torch.equal(first, second)
+    for first, second in zip(outputs.transforms or (), loaded.transforms or (), strict=True):
+        assert torch.equal(first, second)
+    assert (loaded.transforms is None) == bare
+    assert loaded.fingerprint() == outputs.fingerprint()
+
+
+def test_many_transforms_keep_their_order(outputs, tmp_path):
+    outputs = replace(outputs, transforms=tuple(torch.full((2, i + 1), float(i)) for i in range(12)))
+    loaded = TeacherOutputs.load(outputs.save(tmp_path / "o"))
+    assert [weight.shape[1] for weight in loaded.transforms] == list(range(1, 13))
+
+
+CHANGED = {field: lambda o, field=field: {field: getattr(o, field) + 1} for field in FIELDS}
+CHANGED |= {
+    "transforms": lambda o: {"transforms": (o.transforms[0], o.transforms[1] + 1)},
+    "order of transforms": lambda o: {"transforms": o.transforms[::-1]},
+    "no transforms": lambda o: {"transforms": None},
+    "no entropy_change": lambda o: {"entropy_change": None},
+    "code_metric": lambda o: {"code_metric": "euclidean"},
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_the_fingerprint_is_of_everything(what, outputs):
+    assert replace(outputs, **CHANGED[what](outputs)).fingerprint() != outputs.fingerprint()
+    assert replace(outputs, meta={}).fingerprint() == outputs_of(blocks()).fingerprint()
 
 
 def test_fields_that_share_memory_are_saved(outputs, tmp_path):
@@ -119,8 +153,18 @@ def test_fields_that_share_memory_are_saved(outputs, tmp_path):
     assert torch.equal(TeacherOutputs.load(outputs.save(tmp_path / "o")).code_input, outputs.hidden)
 
 
+ROWS = {"node_id": torch.arange(2), "logits": torch.eye(2)}
+
+
 @pytest.mark.parametrize(
-    "tensors", [{"logits": torch.eye(2)}, {"node_id": torch.arange(2), "logits": torch.eye(2), "x": torch.eye(2)}]
+    "tensors",
+    [
+        {"logits": torch.eye(2)},
+        {**ROWS, "x": torch.eye(2)},
+        {**ROWS, "transforms.first": torch.eye(2)},
+        {**ROWS, "transforms.1": torch.eye(2)},
+    ],
+    ids=lambda tensors: ", ".join(tensors),
 )
 def test_a_file_of_other_fields_is_refused(tensors, tmp_path):
     path = storage.write(tmp_path / "o", "outputs", tensors, {})
@@ -347,3 +391,84 @@ def test_a_file_from_before_there_was_a_choice_is_of_cosine(outputs, tmp_path):
     path = storage.write(tmp_path / "o", "outputs", tensors, {"code_metric": "no such"})
     with pytest.raises(G2MError, match="code_metric"):
         TeacherOutputs.load(path)
+
+
+# -- how steady a teacher is, and what it is made of -----------------------------------------------------------------
+
+
+def entropy(p):
+    return -torch.special.xlogy(p, p).sum(1)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_entropy_change_is_how_far_noise_moves_the_entropy(draws, unseen):
+    graph = blocks(unseen=unseen)
+    graph = replace(graph, x=graph.x * torch.arange(10.0))  # the first column has no spread, and gets no noise
+    observed = graph.observed()
+    taught = Teacher("gcn", hidden_channels=8, max_epochs=3, dropout=0.5, seed=4, device="cpu").fit(graph)
+    before, generator, total = entropy(taught.predict_proba(observed)), Generator().manual_seed(4), 0
+    for _ in range(draws):
+        noise = torch.randn(observed.x.shape, generator=generator) * observed.x.std(0, correction=0)
+        assert not noise[:, 0].any()
+        total = total + (entropy(taught.predict_proba(replace(observed, x=observed.x + noise))) - before).abs()
+    outputs = taught.outputs(graph, noise_draws=draws)
+    assert outputs.entropy_change.shape == (observed.num_nodes, 1)
+    torch.testing.assert_close(outputs.entropy_change[:, 0], total / draws, rtol=1e-3, atol=1e-5)
+    assert outputs.entropy_change.min() >= 0
+    assert len(outputs.entropy_change.unique()) > 10
+    again, other = taught.outputs(graph, noise_draws=draws), taught.outputs(graph, noise_draws=draws + 1)
+    assert again.fingerprint() == outputs.fingerprint()
+    assert not torch.equal(other.entropy_change, outputs.entropy_change)
+
+
+def test_the_callers_random_stream_has_no_part_in_outputs():
+    graph = blocks()
+    taught = Teacher("gcn", hidden_channels=8, max_epochs=2, device="cpu").fit(graph)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(taught.outputs(graph).fingerprint())
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
+
+
+def test_without_draws_reliability_is_not_known():
+    graph = blocks()
+    taught = Teacher("gcn", hidden_channels=8, max_epochs=2, device="cpu").fit(graph)
+    outputs = taught.outputs(graph, noise_draws=0)
+    assert outputs.entropy_change is None
+    with pytest.raises(G2MError, match=r"method 'krd' needs entropy_change, which this teacher does not emit"):
+        Student("krd", device="cpu").fit(graph, outputs)
+    Student("glnn", max_epochs=1, device="cpu").fit(graph, outputs)
+    for wrong in (-1, 1.5, "5"):
+        with pytest.raises(G2MError, match=r"^noise_draws: expected a whole number from 0"):
+            taught.outputs(graph, noise_draws=wrong)
+
+
+@pytest.mark.parametrize("model", ["appnp", "gat", "gcn", "sage"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_transforms_are_a_teachers_linear_maps_in_order(num_layers, model, tmp_path):
+    graph = blocks()
+    options = {"hidden_channels": 8, "num_layers": num_layers, "max_epochs": 2, "device": "cpu"}
+    taught = Teacher(model, **options).fit(graph)
+    outputs = taught.outputs(graph)
+    shapes = [tuple(weight.shape) for weight in outputs.transforms]
+    assert shapes == ([(3, 10)] if num_layers == 1 else [(8, 10), (8, 8), (3, 8)])
+    own = [p for p in taught.model_.parameters() if p.dim() == 2]
+    for weight in outputs.transforms:
+        assert not weight.requires_grad
+        assert sum(p.shape == weight.shape and torch.equal(p, weight) for p in own) == 1
+        weight.zero_()  # a copy
+    assert all(p.any() for p in own)
+    loaded = Teacher.load(taught.save(tmp_path / "t")).outputs(graph)
+    assert [tuple(weight.shape) for weight in loaded.transforms] == shapes
+
+
+def test_a_teacher_of_codes_hands_over_its_maps_too():
+    graph = blocks()
+    for place in ("inside", "beside"):
+        common = {"hidden_channels": 8, "max_epochs": 2, "num_codes": 6, "device": "cpu"}
+        outputs = Teacher("gcn", tokenizer=place, **common).fit(graph).outputs(graph)
+        assert [tuple(weight.shape) for weight in outputs.transforms] == [(8, 10), (3, 8)]

@@ -4,12 +4,13 @@ import re
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from result_cases import record
 
 from g2m.bench import append_result, read_results
 from g2m.errors import G2MError
-from g2m.experiments import find
 from g2m.report import (
     curves,
+    grouped,
     insert,
     markdown,
     markdown_table,
@@ -17,29 +18,10 @@ from g2m.report import (
     percent,
     quality_against_speed,
     score_rows,
+    sections,
     summary,
     thousands,
 )
-
-VERSIONS = {"g2m": "1.2.3", "torch": "4.5.6"}
-
-
-def record(
-    data="cora-cpf", method="glnn", teacher="sage", setting="transductive", seed=0, score=0.8, options=(), seconds=1.0
-):
-    """A line of a results file as a training would leave it, with chosen scores."""
-    teacher = None if method == "mlp" else teacher
-    experiment = find(data, method, teacher).override(options)
-    parts = ["val", "test"] + (["seen", "unseen"] if setting == "inductive" else [])
-    run = {"layers": 2, "width": 128, "parameters": 184_000, "best_epoch": 3, "epochs": 9, "seconds": seconds}
-    who = {"data": data, "setting": setting, "teacher": teacher, "method": method, "seed": seed}
-    scores = {part: score + i / 1000 for i, part in enumerate(parts)}
-    line = {"key": f"{who}{options}", **who, "metric": "accuracy", "scores": scores, "run": run}
-    if teacher is not None:
-        line["teacher_scores"] = {part: value + 0.1 for part, value in scores.items()}
-        line["teacher_run"] = {**run, "seconds": 10 * seconds}
-    return {**line, "config": {**experiment.config(), "versions": VERSIONS}}
-
 
 # -- numbers ---------------------------------------------------------------------------------------------------
 
@@ -145,6 +127,43 @@ def test_order_is_teacher_student_baseline_and_transductive_first():
     assert found == [(s, m) for s in ("transductive", "inductive") for m in ("teacher", "glnn", "mlp")]
 
 
+def test_a_part_counts_the_seeds_that_have_it():
+    """Older records have no ``cold``; a part that could not be scored is ``None`` or NaN."""
+    colds = [None, 0.5, float("nan"), 0.3, None]
+    records = [record(setting="inductive", seed=seed, cold=cold) for seed, cold in enumerate(colds)]
+    records[4]["scores"]["cold"] = None
+    for row in summary(records):
+        assert row["scores"]["cold"] == [0.5, 0.3]
+        assert len(row["scores"]["unseen"]) == row["seeds"] == 5
+    assert summary(records[::-1]) == summary(records)
+    assert "cold" not in summary(records[:1])[0]["scores"]
+
+
+def test_the_order_of_the_lines_does_not_decide_what_is_known_of_a_teacher():
+    records = [record(method="hidden"), record(method="glnn"), record(method="mlp")]  # hidden: nothing published
+    assert summary(records) == summary(records[::-1])
+    assert summary(records)[0]["published"] == {"test": [80.64, 1.57]}
+
+
+def test_grouped_has_what_each_seed_gave():
+    records = [record(seed=seed, score=seed / 10) for seed in (3, 1)]
+    teacher, student = grouped(records)
+    assert list(student["by_seed"]) == [1, 3]
+    assert student["by_seed"] == {r["seed"]: r["scores"] for r in records}
+    assert student["teacher_by_seed"] == teacher["by_seed"] == {r["seed"]: r["teacher_scores"] for r in records}
+    assert student["runs"] == {r["seed"]: r["run"] for r in records}
+    assert teacher["runs"] == {r["seed"]: r["teacher_run"] for r in records}
+
+
+def test_names_say_more_than_the_method_where_a_teacher_has_several_students_of_it():
+    codes = ["teacher.tokenizer=inside"]
+    plain = [record(), record("citeseer-cpf", options=["dropout=0.5"]), record(method="mlp"), record(teacher="gcn")]
+    assert [row["name"] for row in grouped(plain) if row["method"] != "teacher"] == ["glnn", "glnn", "glnn", "mlp"]
+    several = [record(options=options) for options in ((), ["dropout=0.5"], codes, [*codes, "dropout=0.5"])]
+    names = {row["name"] for row in grouped([*several, record(method="hidden")]) if row["method"] != "teacher"}
+    assert names == {"glnn", "glnn dropout=0.5", "glnn + codes inside", "glnn + codes inside dropout=0.5", "hidden"}
+
+
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +188,14 @@ def test_score_rows_put_the_published_number_beside_the_measured():
         assert student[column : column + 2] == [measured[part], published[part]]
     assert rows[0][1] == "SAGE"
     assert score_rows(summary(records), "transductive")[1] == []
+
+
+def test_score_rows_show_cold_nodes_only_where_some_record_has_them():
+    old, new = record(setting="inductive"), record(setting="inductive", method="mlp", cold=0.5)
+    assert "cold" not in score_rows(summary([old]), "inductive")[0]
+    header, rows = score_rows(summary([old, new]), "inductive")
+    assert header[-2:] == ["cold", "published"]
+    assert [row[-2:] for row in rows] == [["–", "–"], ["–", "–"], ["50.00 ± 0.00", "–"]]
 
 
 def test_score_rows_show_options_only_where_there_are_any():
@@ -213,6 +240,15 @@ def test_markdown_of_both_kinds_and_of_nothing():
     page = markdown([record(), {"table": "speed", "ms": 1}])
     assert re.findall(r"^## (.*)$", page, re.M) == ["Transductive", "speed"]
     assert markdown([]) == ""
+
+
+def test_sections_are_the_tables_of_the_page():
+    records = [record(), record(setting="inductive"), {"table": "speed", "ms": 1}]
+    found = sections(records)
+    assert [section.title for section in found] == ["Transductive", "Inductive", "speed"]
+    tables = [cells(table) for table in re.findall(r"(?:^\|.*\n)+", markdown(records), re.M)]
+    assert tables == [[[str(cell) for cell in row] for row in (s.header, *s.rows)] for s in found]
+    assert [len(section.notes) > 0 for section in found] == [False, True, False]
 
 
 def test_markdown_table():

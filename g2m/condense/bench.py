@@ -24,7 +24,7 @@ from g2m.condense.methods import METHODS, condense, everything
 from g2m.condense.scored import CountModel
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_whole, choose
+from g2m.errors import G2MError, check_names, check_whole, choose
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, divides_by_degrees, shape_of
@@ -187,9 +187,7 @@ def cells(
         overrides: ``key=value`` options of the classifier, ``METHOD.key=value`` of a method.
     """
     data, rows, backbones = list(data), list(rows), list(backbones)
-    for argument, given in {"data": data, "rows": rows, "backbones": backbones}.items():
-        if not given:
-            raise G2MError(f"{argument}: expected at least one name (got none).")
+    check_names(data=data, rows=rows, backbones=backbones)
     for name in data:
         if find_card(name).task != "graph classification":
             raise G2MError(f"data: expected sets of graphs (got {name!r}, one graph). `g2m data` lists them.")
@@ -205,10 +203,12 @@ def cells(
         depth = known.get("hops", 2) if hops is None else check_whole("hops", hops)
         for seed in range(seeds):
             for row in rows:
-                own = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
-                if row == "mirage, faithful" and hops is None and "min_support" in known:
-                    own = {"min_support": dict(enumerate(known["min_support"]))} | own
+                chosen = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
                 for backbone in (None,) if row in WITHOUT_NETWORK else backbones:
+                    own = chosen
+                    if row == "mirage, faithful" and hops is None and not divides_by_degrees(backbone):
+                        # Of trees that tell degrees apart fewer repeat: the budget decides there.
+                        own = {"min_support": dict(enumerate(known["min_support"])), **own} if known else own
                     given: dict[str, Any] = {}
                     if backbone is not None:
                         given = dict(options)

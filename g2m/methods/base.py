@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ class Method(nn.Module):
 
     Attributes:
         name: what users call it.
-        paper: authors or system, venue and year; empty for baselines.
+        paper: authors or system, venue and year; ``"g2m"`` for our own, empty for baselines.
         needs: fields of :class:`~g2m.outputs.TeacherOutputs` it reads; empty if it has no teacher.
+        wants: fields it also makes use of where they are there.
+        teacher_options: options that a teacher of it has unless told otherwise, so that it emits what the method needs.
         nodes: the nodes a step draws from: ``"observed"`` (default) or ``"train"``.
         takes_edges: whether it looks at the graph's edges, in :meth:`prepare` or :meth:`edges`; default False.
         figures: numbers worth knowing of a run, set in :meth:`prepare`; the student keeps them in ``meta_``.
@@ -40,6 +42,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()
+    teacher_options: ClassVar[Mapping[str, Any]] = {}
     nodes: ClassVar[str] = "observed"
     takes_edges: bool = False
     figures: Mapping[str, float] = {}
@@ -63,6 +67,32 @@ class Method(nn.Module):
 
         Called once, before :meth:`prepare`, under the student's seed.
         """
+
+    def positions(self, graph: Graph) -> Tensor | None:
+        """Return columns ``[N, P]`` that the student reads beside the features of the observed graph; default none.
+
+        Called first, under the student's seed. A node that training has not seen gets the mean of its neighbours'
+        columns, or zeros: a student with positions is not free of the graph.
+        """
+        return None
+
+    def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Method, float, int] | None:
+        """Yield methods to train by, in the place of this one; return the number of the one that the student becomes.
+
+        Each is answered with the student's score on ``val``; they are counted from 0. Default ``None``: there is
+        nothing to search. ``model`` is a student as it would be trained, to look at.
+        """
+        return None
+
+    def after_epoch(self, logits: Callable[[], Tensor]) -> Mapping[str, float]:
+        """Look at the student after an epoch and return what is to join the epoch's record; default nothing.
+
+        Args:
+            logits: gives the student's logits ``[N, C]`` on the observed graph, in evaluation mode.
+
+        What changes here and decides the loss has to be a buffer: checkpoints keep buffers.
+        """
+        return {}
 
     def edges(self, graph: Graph) -> Tensor | None:
         """Return the edges ``[2, E]`` of the observed graph that batches are to carry; default none.

@@ -39,6 +39,7 @@ class VQGraph(Method):
     name = "vqgraph"
     paper = "Yang et al., ICLR 2024"
     needs = frozenset({"logits", "codebook", "code_input"})
+    teacher_options = {"tokenizer": "beside"}  # noqa: RUF012 (never written to)
 
     codebook: Tensor
 

@@ -1,0 +1,152 @@
+"""Auto: several methods at once, in the mixture that is best on validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from g2m.batches import Batch
+from g2m.errors import G2MError, check_range, check_whole, choose
+from g2m.graph import Graph
+from g2m.methods.base import REGISTRY, Method
+from g2m.models import MLP, Output
+from g2m.outputs import TeacherOutputs
+
+#: What can be mixed, in the order in which it is tried, with the options it is taken with: no positions, for a student
+#: is to stay free of the graph, and no adversary, which costs more than all the rest.
+COMPONENTS: Mapping[str, Mapping[str, Any]] = {
+    "propagated": {},
+    "ff_g2m": {},
+    "krd": {},
+    "glnn": {},
+    "nosmog": {"position": "none", "eta": 0.0},
+    "vqgraph": {},
+    "hidden": {},
+    "simmlp": {},
+}
+
+#: In equal parts, what is tried first.
+BLEND = ("hidden", "simmlp")
+
+
+class Auto(Method):
+    """The weighted sum of other methods' losses; the weights are searched for on validation.
+
+    First a blend that is seldom far from the best, equal parts of :data:`BLEND`; then each method alone that the
+    teacher's outputs allow, as long as the budget lasts. One alone has to beat the blend on ``val`` by a standard error
+    of its score there: of eight students on two hundred nodes, the best is mostly lucky. ``meta_["trials"]`` lists
+    them.
+
+    Args:
+        mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
+            ``None``: search.
+        budget: how many students are trained, from 1; default 8.
+    """
+
+    name = "auto"
+    paper = "g2m"
+    needs = frozenset({"logits"})
+    wants = frozenset({"hidden", "low_target", "entropy_change", "codebook", "code_input"})
+
+    def __init__(self, *, mixture: Mapping[str, float] | None = None, budget: int = 8) -> None:
+        super().__init__()
+        self.budget = check_whole("budget", budget)
+        self.mixture = mixture
+        if mixture is None:
+            return
+        if not isinstance(mixture, Mapping) or not mixture:
+            raise G2MError(f"mixture: expected weights by name, {{'glnn': 1.0, 'krd': 0.5}} (got {mixture!r}).")
+        self.mixture = dict(mixture)
+        for name, weight in mixture.items():
+            check_range(f"mixture: {choose('mixture', name, COMPONENTS)}", weight, 0, open_low=True)
+        total = sum(mixture.values())
+        self.figures = {f"weight of {name}": weight / total for name, weight in mixture.items()}
+        self.components = nn.ModuleDict({name: REGISTRY[name](**COMPONENTS[name]) for name in mixture})
+        self.needs = frozenset().union(*(component.needs for component in self.components.values()))
+        self.takes_edges = any(component.takes_edges for component in self.components.values())
+
+    def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Method, float, int] | None:
+        if self.mixture is not None:
+            return None
+        return self._search(graph, [name for name in COMPONENTS if _possible(name, model, graph, outputs)])
+
+    def _search(self, graph: Graph, known: list[str]) -> Generator[Method, float, int]:
+        blend = [name for name in known if name in BLEND] or known[:1]
+        alone = [name for name in known if [name] != blend]
+        scores = [(yield Auto(mixture=dict.fromkeys(blend, 1.0)))]
+        for name in alone[: self.budget - 1]:
+            scores.append((yield Auto(mixture={name: 1.0})))
+        best, val = max(range(len(scores)), key=scores.__getitem__), len(graph.observed().part("val"))
+        error = (scores[0] * (1 - scores[0]) / val) ** 0.5
+        return best if scores[best] > scores[0] + error else 0
+
+    # -- a mixture ---------------------------------------------------------------------------------------------
+
+    def build(self, model: MLP, outputs: TeacherOutputs | None) -> None:
+        for component in self.components.values():
+            component.build(model, outputs)
+
+    def prepare(self, graph: Graph, outputs: TeacherOutputs | None) -> Mapping[str, Tensor]:
+        targets = {}
+        for name, component in self.components.items():
+            targets |= {f"{name}.{key}": value for key, value in component.prepare(graph, outputs).items()}
+        return targets
+
+    def edges(self, graph: Graph) -> Tensor | None:
+        found = {name: component.edges(graph) for name, component in self.components.items()}
+        self._of_edges = {name for name, edges in found.items() if edges is not None}
+        return next((edges for edges in found.values() if edges is not None), None)
+
+    def after_epoch(self, logits: Callable[[], Tensor]) -> Mapping[str, float]:
+        return {
+            f"{name}.{key}": value
+            for name, component in self.components.items()
+            for key, value in component.after_epoch(logits).items()
+        }
+
+    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        total, parts = sum(self.mixture.values()), {}
+        drawn = _drawn(output, batch)
+        for name, component in self.components.items():
+            own_output, own = (output, batch) if name in self._of_edges else drawn
+            targets = {key.removeprefix(f"{name}."): v for key, v in own.targets.items() if key.startswith(f"{name}.")}
+            weight = self.mixture[name] / total
+            for key, value in component(own_output, replace(own, targets=targets)).items():
+                if key == "label":
+                    parts[key] = parts.get(key, 0) + weight * value
+                else:
+                    parts[f"{name}.{key}"] = weight * value
+        return parts
+
+
+def _possible(name: str, model: MLP, graph: Graph, outputs: TeacherOutputs) -> bool:
+    """Whether teacher, student and graph have what a method takes."""
+    component = REGISTRY[name](**COMPONENTS[name])
+    if any(getattr(outputs, need, None) is None for need in component.needs):
+        return False
+    if component.takes_edges and not graph.observed().num_edges:
+        return False
+    try:
+        component.build(copy.deepcopy(model), outputs)
+    except G2MError:  # of a student too shallow for it
+        return False
+    return True
+
+
+def _drawn(output: Output, batch: Batch) -> tuple[Output, Batch]:
+    """Return the rows that were drawn, without those that are there for their edges."""
+    size = batch.batch_size
+    if size is None or size == len(batch.row):
+        return output, batch
+    hidden = None if output.hidden is None else output.hidden[:size]
+    rows = {key: value[:size] for key, value in batch.targets.items()}
+    inputs = tuple(value[torch.arange(size, device=batch.row.device)] for value in batch.inputs)
+    cut = replace(
+        batch, inputs=inputs, row=batch.row[:size], y=batch.y[:size], labelled=batch.labelled[:size], targets=rows
+    )
+    return Output(output.logits[:size], hidden, output.extra), cut

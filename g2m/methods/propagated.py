@@ -1,0 +1,97 @@
+"""Propagated: the student imitates teacher probabilities that were diffused over the graph beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from g2m.batches import Batch
+from g2m.errors import check_range, check_whole
+from g2m.graph import Graph
+from g2m.losses import soft_label_loss
+from g2m.methods.base import Method, label_loss
+from g2m.models import Output, sum_adjacency
+from g2m.outputs import TeacherOutputs
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Propagated(Method):
+    """Diffused soft labels: g2m's own, after label propagation (Zhou et al., NIPS 2003) and APPNP (ICLR 2019).
+
+    L = λ · mean CE(y, q) + (1 − λ) · mean KL(r ‖ q), r the teacher's probabilities after ``propagations`` steps of
+    personalised PageRank over the observed graph, R ← (1 − α)·D̃⁻¹ÃR + α·P, in which the rows of training nodes are
+    their labels. It is FF-G2M's low-frequency loss carried over all hops: the diffusion runs once, before training,
+    and a step costs what GLNN's does.
+
+    Args:
+        lam: λ, weight of the true labels in [0, 1]; default 0: they come with the diffusion.
+        tau: temperature of the teacher's probabilities and of the student, above 0; default 1.
+        alpha: α, how much of a node's own answer is put back at every step, in [0, 1]; default 0.1. 1 is GLNN, but for
+            the labels.
+        propagations: steps, from 0; default 10.
+        clamp: whether training nodes have their labels for probabilities; default True.
+        compatibility: pass on what a neighbour's class says of a node's, by how often the teacher's classes are
+            neighbours, and not the class itself: for graphs where neighbours differ. Default False.
+    """
+
+    name = "propagated"
+    paper = "g2m"
+    needs = frozenset({"logits"})
+    takes_edges = True
+
+    def __init__(
+        self,
+        *,
+        lam: float = 0.0,
+        tau: float = 1.0,
+        alpha: float = 0.1,
+        propagations: int = 10,
+        clamp: bool = True,
+        compatibility: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lam = check_range("lam", lam, 0, 1)
+        self.tau = check_range("tau", tau, 0, open_low=True)
+        self.alpha = check_range("alpha", alpha, 0, 1)
+        self.propagations = check_whole("propagations", propagations, 0)
+        self.clamp, self.compatibility = bool(clamp), bool(compatibility)
+
+    def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
+        return {"log_soft_labels": self.diffused(graph, outputs.soft_labels(self.tau)).clamp_min(1e-12).log()}
+
+    def diffused(self, graph: Graph, p: Tensor) -> Tensor:
+        """Return probabilities ``[N, C]`` after the diffusion."""
+        adjacency, train = sum_adjacency(graph, loops=1.0), graph.part("train")
+        degree = torch.zeros(len(p)).index_add_(0, adjacency.row_of_entry(), adjacency.value)[:, None]
+        p = p.clone()
+        if self.clamp:
+            p[train] = F.one_hot(graph.y[train], p.size(1)).to(p.dtype)
+        between = torch.eye(p.size(1))
+        if self.compatibility:
+            between = p.T @ (adjacency.multiply(p) - p) + 1e-6
+            between = between / between.sum(1, keepdim=True)
+        r = p
+        for _ in range(self.propagations):
+            passed = r @ between  # to neighbours; a node's own answer stays what it is
+            r = (1 - self.alpha) * (adjacency.multiply(passed) - passed + r) / degree + self.alpha * p
+            if self.clamp:
+                r[train] = p[train]
+        return r / r.sum(1, keepdim=True)
+
+    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        soft = soft_label_loss(output.logits, batch.targets["log_soft_labels"], self.tau)
+        return {"label": self.lam * label_loss(output, batch), "soft": (1 - self.lam) * soft}
+
+    @classmethod
+    def space(cls, trial: optuna.Trial) -> dict[str, Any]:
+        return {
+            "lam": trial.suggest_float("lam", 0.0, 0.5),
+            "alpha": trial.suggest_float("alpha", 0.02, 1.0, log=True),
+            "tau": trial.suggest_float("tau", 0.5, 2.0),
+        }

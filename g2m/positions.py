@@ -1,0 +1,337 @@
+"""Where a node is in the graph, as features: DeepWalk, which NOSMOG (Tian et al., ICLR 2023) gives its students.
+
+A node that came later has no walks of its own: it takes the mean of its neighbours' rows (:func:`of_neighbours`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch_geometric.utils import coalesce, remove_self_loops
+
+from g2m.errors import G2MError, check_range, check_whole
+from g2m.graph import Graph
+from g2m.sparse import CSR
+
+# Walks and skip-gram are our own: torch_geometric's Node2Vec walks with pyg-lib or torch-cluster alone, neither of
+# which g2m may rely on, and gensim would be a dependency for these two functions.
+
+CHUNK = 2**20  # steps of walks held at a time
+BATCH = 3200  # steps of walks trained on at a time: their rows stay in cache
+PIECE = 50  # walks longer than this are cut: scores are taken of all steps of a piece with all
+NOISE = 64  # negatives drawn at a time
+
+
+class Arcs(NamedTuple):
+    """Where a walk may go: from node i to ``target[first[i] : first[i] + degree[i]]``, itself if it has no other."""
+
+    first: Tensor
+    degree: Tensor
+    target: Tensor
+
+
+# -- walks -----------------------------------------------------------------------------------------------------
+
+
+def random_walks(
+    edge_index: Tensor, num_nodes: int, *, walk_length: int = 50, num_walks: int = 1, generator: Generator
+) -> Tensor:
+    """Walk at random from every node, each step to one of the neighbours, all as likely.
+
+    The walks of DeepWalk (Perozzi et al., KDD 2014). They follow arcs from source to target. Loops and repeated arcs
+    do not count; at a node without a way out a walk stays.
+
+    Args:
+        edge_index: ``[2, E]`` node ids, of int64 or int32.
+        num_nodes: N, from 1.
+        walk_length: nodes of a walk, its first included, from 1; default 50.
+        num_walks: walks from every node, from 1; default 1.
+        generator: what draws the steps, on CPU.
+
+    Returns:
+        Node ids ``[num_walks * N, walk_length]``; row ``r * N + i`` starts at node i.
+
+    Raises:
+        G2MError: on any of the above not holding.
+    """
+    check_whole("num_nodes", num_nodes)
+    check_whole("walk_length", walk_length)
+    check_whole("num_walks", num_walks)
+    if not isinstance(generator, Generator) or generator.device.type != "cpu":
+        raise G2MError(
+            f"generator: expected a torch.Generator on CPU (got {generator!r}). "
+            "Make one with torch.Generator().manual_seed(0)."
+        )
+    start = torch.arange(num_nodes).repeat(num_walks)
+    return _walk(_arcs(_checked(edge_index, num_nodes), num_nodes), start, walk_length, generator)
+
+
+def _arcs(edge_index: Tensor, num_nodes: int) -> Arcs:
+    edge_index, _ = remove_self_loops(edge_index)
+    stuck = torch.ones(num_nodes, dtype=torch.bool)
+    stuck[edge_index[0]] = False
+    stuck = stuck.nonzero().T
+    edge_index = coalesce(torch.cat([edge_index, stuck.expand(2, -1)], 1), num_nodes=num_nodes)
+    degree = torch.bincount(edge_index[0], minlength=num_nodes)
+    return Arcs(degree.cumsum(0) - degree, degree, edge_index[1])
+
+
+def _leave(arcs: Arcs) -> Tensor:
+    """Return whether each node ``[N]`` has a way out."""
+    return arcs.target[arcs.first] != torch.arange(len(arcs.first))
+
+
+def _walk(arcs: Arcs, start: Tensor, walk_length: int, generator: Generator) -> Tensor:
+    walks = start.new_empty(walk_length, len(start))
+    walks[0] = node = start
+    for step in range(1, walk_length):
+        # float64: in float32 the last of very many neighbours would never come, or one after it
+        share = torch.rand(len(start), generator=generator, dtype=torch.float64)
+        walks[step] = node = arcs.target[arcs.first[node] + (share * arcs.degree[node]).long()]
+    return walks.T
+
+
+def _visits(arcs: Arcs, walk_length: int) -> Tensor:
+    """Return how often a walk from every node is expected at each ``[N]``, what stays where it is left out."""
+    leave = _leave(arcs)
+    mass = leave.double()
+    visits = mass.clone()
+    for _ in range(1, walk_length):
+        share = (mass * leave / arcs.degree).repeat_interleave(arcs.degree)
+        mass = torch.zeros_like(mass).index_add_(0, arcs.target, share)
+        visits += mass
+    return visits
+
+
+# -- DeepWalk --------------------------------------------------------------------------------------------------
+
+
+def deepwalk(
+    graph: Graph,
+    *,
+    channels: int = 64,
+    walk_length: int = 50,
+    num_walks: int = 1,
+    window: int = 5,
+    epochs: int = 1,
+    negatives: int = 5,
+    lr: float = 0.1,
+    seed: int = 0,
+    standardise: bool = True,
+) -> Tensor:
+    """Return a position for every node: nodes that meet on random walks lie in the same direction.
+
+    DeepWalk (Perozzi et al., KDD 2014) with the skip-gram and negative sampling of word2vec (Mikolov et al., 2013).
+    What is not as published:
+
+    - every centre has its full window, where word2vec draws a smaller one;
+    - 64 negatives are drawn, from visits to the power of ¾, for all centres at one step of the walks in a batch, and
+      weighted to ``negatives`` for every pair: the same loss on average. Visits are those expected, not counted, and a
+      negative that happens to be the context is kept;
+    - the optimiser is Adagrad with one rate per row, as sums over a batch have no rate in common;
+    - every epoch draws new walks.
+
+    Everything is drawn from one generator of its own, on CPU. Memory grows with nodes, channels and arcs, not with
+    pairs.
+
+    Args:
+        graph: of N nodes. Of a directed one, walks follow arcs from source to target.
+        channels: C, from 1; default 64.
+        walk_length: nodes of a walk, from 2; default 50.
+        num_walks: walks from every node in an epoch, from 1; default 1.
+        window: steps on either side of a centre that are its context, from 1; default 5.
+        epochs: from 1; default 1.
+        negatives: for every pair, from 1; default 5.
+        lr: of Adagrad, above 0; default 0.1.
+        seed: from 0; default 0. The same seed gives the same bits on the same machine and number of threads.
+        standardise: shift and scale columns to mean 0 and variance 1 over nodes that have a neighbour; default True.
+            The published positions are raw (False).
+
+    Returns:
+        ``[N, C]``, float32. The row of a node without neighbours is zero.
+
+    Raises:
+        G2MError: on any of the above not holding.
+    """
+    check_whole("channels", channels)
+    check_whole("walk_length", walk_length, 2)
+    check_whole("num_walks", num_walks)
+    check_whole("window", window)
+    check_whole("epochs", epochs)
+    check_whole("negatives", negatives)
+    check_range("lr", lr, 0, open_low=True)
+    generator = Generator().manual_seed(check_whole("seed", seed, 0))
+    arcs = _arcs(graph.edge_index, graph.num_nodes)
+    inside = _leave(arcs)
+    inside[arcs.target[inside.repeat_interleave(arcs.degree)]] = True  # an arc that arrives makes a neighbour, too
+    if not inside.any():
+        return torch.zeros(graph.num_nodes, channels)
+    position, _ = _skip_gram(arcs, channels, walk_length, num_walks * epochs, window, negatives, lr, generator)
+    if standardise:
+        kept = position[inside].double()
+        position[inside] = ((kept - kept.mean(0)) / kept.std(0, correction=0).clamp(min=1e-12)).float()
+    position[~inside] = 0
+    return position
+
+
+def _skip_gram(
+    arcs: Arcs,
+    channels: int,
+    walk_length: int,
+    rounds: int,
+    window: int,
+    negatives: int,
+    lr: float,
+    generator: Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return the tables of centres and of contexts, each ``[N, C]``, after so many walks from every node."""
+    num_nodes = len(arcs.first)
+    centre = (torch.rand(num_nodes, channels, generator=generator) - 0.5) / channels
+    context = torch.zeros_like(centre)
+    squares = torch.zeros(2, num_nodes)
+    start = _leave(arcs).nonzero().squeeze(1)
+    chance = _visits(arcs, walk_length).pow(0.75).cumsum(0)
+    # Steps of one batch do not see each other: on a small graph it must be a small part of a round.
+    size = max(1, min(BATCH // walk_length, num_nodes // 32))
+    for _ in range(rounds):
+        order = start[torch.randperm(len(start), generator=generator)]
+        for part in order.split(max(size, CHUNK // walk_length // size * size)):
+            for walks in _walk(arcs, part, walk_length, generator).split(size):
+                walks, pairs = _pairs(walks, window)
+                share = torch.rand(walks.size(1), NOISE, generator=generator, dtype=torch.float64) * chance[-1]
+                noise = torch.searchsorted(chance, share, right=True)  # right: never a node of chance 0
+                rows = F.embedding(walks, centre), F.embedding(walks, context), F.embedding(noise, context)
+                of_centre, *of_context = (g.flatten(0, 1) for g in _gradients(*rows, pairs, negatives))
+                _ascend(centre, squares[0], walks.flatten(), of_centre, lr)
+                _ascend(context, squares[1], torch.cat([walks.flatten(), noise.flatten()]), torch.cat(of_context), lr)
+    return centre, context
+
+
+def _pairs(walks: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return pieces of the walks ``[R, T]``, and which steps are a centre and its context in them ``[R, T, T]``.
+
+    A pair is in the piece that its earlier step is in the first ``stride`` of. From where a walk stays it has none.
+    """
+    length, stride = walks.size(1), max(PIECE, window)
+    if length > stride:
+        ahead = -length % stride + window
+        walks = torch.cat([walks, walks[:, -1:].expand(-1, ahead)], 1)
+        walks = walks.unfold(1, stride + window, stride).flatten(0, 1)
+    step = torch.arange(walks.size(1))
+    apart = (step[:, None] - step).abs()
+    earlier, later = torch.minimum(step[:, None], step), torch.maximum(step[:, None], step)
+    band = (apart > 0) & (apart <= window) & (earlier < stride)
+    moved = torch.ones_like(walks, dtype=torch.bool)
+    moved[:, 1:] = walks[:, 1:] != walks[:, :-1]
+    return walks, (band & moved[:, later]).float()
+
+
+def _gradients(
+    centre: Tensor, context: Tensor, noise: Tensor, pairs: Tensor, negatives: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of Σ over pairs of log σ(u·v) + negatives · mean over noise of log σ(−u·v').
+
+    Args:
+        centre: rows u of the walks ``[R, T, C]``.
+        context: rows v of the walks ``[R, T, C]``.
+        noise: rows v' for every step ``[T, K, C]``, shared by the walks.
+        pairs: 1 where a centre has a context, otherwise 0, ``[R, T, T]``.
+        negatives: for every pair.
+    """
+    positive = pairs * (-(centre @ context.mT)).sigmoid_()
+    by_step = centre.transpose(0, 1)
+    negative = (by_step @ noise.mT).sigmoid_() * (pairs.sum(2).T * (-negatives / noise.size(1))).unsqueeze(2)
+    return positive @ context + (negative @ noise).transpose(0, 1), positive.mT @ centre, negative.mT @ by_step
+
+
+def _ascend(table: Tensor, squares: Tensor, nodes: Tensor, gradient: Tensor, lr: float) -> None:
+    """Take a step of Adagrad in place, with one rate per row; the gradients of a node that comes often add up."""
+    nodes, place = nodes.unique(return_inverse=True)
+    total = gradient.new_zeros(len(nodes), gradient.size(1)).index_add_(0, place, gradient)
+    square = squares[nodes] + total.square().mean(1)
+    squares[nodes] = square
+    table.index_add_(0, nodes, total * square.clamp(min=1e-20).rsqrt_().unsqueeze(1), alpha=lr)
+
+
+# -- nodes that came later -------------------------------------------------------------------------------------
+
+
+def of_neighbours(position: Tensor, known: Tensor, graph: Graph) -> Tensor:
+    """Return a position for every node of a graph of which some nodes have one, as NOSMOG does for unseen nodes.
+
+    A known node keeps its row. Any other has the mean of the rows of its known neighbours, zero if there are none:
+    arcs between unknown nodes never count. Of a directed graph, neighbours are the sources of the arcs that arrive.
+
+    Args:
+        position: rows of the known nodes ``[M, P]``, of floating point.
+        known: their ids ``[M]``, of int64, ascending, as in ``graph.node_id``. Ids that are not there are left out.
+        graph: of N nodes.
+
+    Returns:
+        ``[N, P]``, of the type of ``position``; differentiable in it.
+
+    Raises:
+        G2MError: on any of the above not holding.
+    """
+    if not isinstance(position, Tensor) or not position.is_floating_point() or position.dim() != 2:
+        raise G2MError(
+            f"position: expected a floating-point tensor of shape [M, P] (got {_described(position)}). "
+            "Make one with deepwalk(graph.observed())."
+        )
+    if not isinstance(known, Tensor) or known.dtype != torch.int64 or known.shape != position.shape[:1]:
+        raise G2MError(
+            f"known: expected ids of int64, one per row of position, shape [{len(position)}] "
+            f"(got {_described(known)}). Give graph.observed().node_id."
+        )
+    fall = (known.diff() <= 0).nonzero()
+    if len(fall):
+        first = int(fall[0])
+        raise G2MError(
+            f"known: expected ascending ids (got {known[first : first + 2].tolist()} in places {first} and "
+            f"{first + 1}). Sort them, and the rows of position with them."
+        )
+    return _neighbour_means(known, graph, position.dtype).to(position.device) @ position
+
+
+def _neighbour_means(known: Tensor, graph: Graph, dtype: torch.dtype = torch.float32) -> CSR:
+    """Return the matrix ``[N, M]`` that makes of known nodes' rows those of all nodes, see :func:`of_neighbours`."""
+    is_known = torch.isin(graph.node_id, known)
+    row = torch.searchsorted(known, graph.node_id)
+    source, target = graph.edge_index
+    counts = is_known[source] & ~is_known[target]
+    source, target = source[counts], target[counts]
+    weight = torch.bincount(target, minlength=graph.num_nodes).double().reciprocal()[target]
+    own = is_known.nonzero().squeeze(1)
+    return CSR.from_coo(
+        torch.cat([own, target]),
+        row[torch.cat([own, source])],
+        torch.cat([weight.new_ones(len(own)), weight]).to(dtype),
+        (graph.num_nodes, len(known)),
+    )
+
+
+# -- checks ----------------------------------------------------------------------------------------------------
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _checked(edge_index: Tensor, num_nodes: int) -> Tensor:
+    if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int32, torch.int64):
+        raise G2MError(
+            f"edge_index: expected a tensor of int64 (got {_described(edge_index)}). Convert it with .long()."
+        )
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
+    wrong = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
+    if wrong.any():
+        column = int(wrong.nonzero()[0])
+        raise G2MError(
+            f"edge_index: expected node ids in [0, {num_nodes - 1}] (got {edge_index[:, column].tolist()} in column "
+            f"{column}). Give num_nodes above the largest id."
+        )
+    return edge_index.cpu().long()
