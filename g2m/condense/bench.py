@@ -7,6 +7,7 @@ import inspect
 import json
 import statistics
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
@@ -322,17 +323,17 @@ NOTE = (
 
 
 def tables(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return a title, header and rows for every data set, and for the gains over the controls.
+    """Return a title, header and rows for every data set, and for the gains over the controls at the commonest budget.
 
     The last column names the controls that a row is not above by two standard errors of the difference.
     """
     records = list(records)
-    made, gains = [], {}
+    made, gains, budgets = [], {}, Counter(record["budget"] for record in records)
     for data in dict.fromkeys(record["data"] for record in records):
         some = [record for record in records if record["data"] == data]
         for budget, hops in dict.fromkeys((record["budget"], record["hops"]) for record in some):
             part = [record for record in some if (record["budget"], record["hops"]) == (budget, hops)]
-            header, rows = _table(part, gains)
+            header, rows = _table(part, gains if budget == budgets.most_common(1)[0][0] else {})
             full = next(iter(part))["bytes_full"]
             title = f"{data}: budget {budget} of {full:,} bytes, {hops} hop{'s' * (hops != 1)}"
             made.append((title, header, rows))
@@ -343,7 +344,8 @@ def tables(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], l
             for row, of in gains.items()
         ]
         header = ["row", *(f"over {control}" for control in controls), "data sets × networks"]
-        made.append(("Gains over the controls, in points of the metric", header, rows))
+        title = f"Gains over the controls, in points of the metric, at a budget of {budgets.most_common(1)[0][0]}"
+        made.append((title, header, rows))
     return made
 
 
