@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def start(place):
                 text=True,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background has it ignored
             )
         )
         return started[-1]
