@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2m.errors import G2MError, check_whole, choose
-from g2m.graph import Graph
+from g2m.graph import Graph, check_edge_index
 from g2m.models import symmetric_adjacency
 from g2m.sparse import CSR
 
@@ -260,7 +260,7 @@ def indicators(student_logits: Tensor, teacher_logits: Tensor, edge_index: Tenso
         G2MError: if a shape does not fit, or an id is out of range.
     """
     _check_logits(student_logits, teacher_logits)
-    _check_arcs(edge_index, len(student_logits))
+    check_edge_index(edge_index, len(student_logits), of=", one per row of the logits")
     student, teacher = (logits.detach().double().softmax(1) for logits in (student_logits, teacher_logits))
     teacher, edge_index = teacher.to(student.device), edge_index.to(student.device)
     edge_index = edge_index[:, edge_index[0] != edge_index[1]]
@@ -311,19 +311,4 @@ def _check_logits(student: Tensor, teacher: Tensor) -> None:
         raise G2MError(
             f"teacher_logits: expected the shape of student_logits, {tuple(student.shape)} "
             f"(got {tuple(teacher.shape)}). Give both for the same nodes and classes."
-        )
-
-
-def _check_arcs(edge_index: Tensor, num_nodes: int) -> None:
-    if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int32, torch.int64):
-        got = edge_index.dtype if isinstance(edge_index, Tensor) else type(edge_index).__name__
-        raise G2MError(f"edge_index: expected a tensor of int64 (got {got}). Convert it with .long().")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
-    wrong = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
-    if wrong.any():
-        column = int(wrong.nonzero()[0])
-        raise G2MError(
-            f"edge_index: expected node ids in [0, {num_nodes - 1}], one per row of the logits "
-            f"(got {edge_index[:, column].tolist()} in column {column})."
         )

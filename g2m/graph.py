@@ -383,13 +383,7 @@ def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tens
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         hint = " Transpose it." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
         raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).{hint}")
-    wrong = (edge_index < 0) | (edge_index >= num_nodes)
-    if wrong.any():
-        column = int(wrong.any(0).nonzero()[0])
-        raise G2MError(
-            f"edge_index: expected node ids in [0, {num_nodes - 1}] "
-            f"(got {edge_index[:, column].tolist()} in column {column})."
-        )
+    check_edge_index(edge_index, num_nodes)
     if not keep_loops and contains_self_loops(edge_index):
         edge_index, _ = remove_self_loops(edge_index)
     if edge_index.size(1) == 0:
@@ -436,3 +430,19 @@ def _ids(part: str, value: Any, y: Tensor) -> Tensor:
         node = int(unique[y[unique] < 0][0])
         raise G2MError(f"split: expected labelled nodes in {part!r} (got node {node} with label -1).")
     return unique
+
+
+def check_edge_index(edge_index: Any, num_nodes: int, *, of: str = "", hint: str = "") -> None:
+    """Raise :class:`G2MError` unless these are arcs ``[2, E]`` between ``num_nodes`` nodes; ``of`` says whose ids."""
+    if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int32, torch.int64):
+        got = edge_index.dtype if isinstance(edge_index, Tensor) else type(edge_index).__name__
+        raise G2MError(f"edge_index: expected a tensor of int64 (got {got}). Convert it with .long().")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
+    wrong = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
+    if wrong.any():
+        column = int(wrong.nonzero()[0])
+        raise G2MError(
+            f"edge_index: expected node ids in [0, {num_nodes - 1}]{of} (got {edge_index[:, column].tolist()} in "
+            f"column {column}).{hint}"
+        )

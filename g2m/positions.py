@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.utils import coalesce, remove_self_loops
 
 from g2m.errors import G2MError, check_range, check_whole
-from g2m.graph import Graph
+from g2m.graph import Graph, check_edge_index
 from g2m.sparse import CSR
 
 # Walks and skip-gram are our own: torch_geometric's Node2Vec walks with pyg-lib or torch-cluster alone, neither of
@@ -66,7 +66,8 @@ def random_walks(
             "Make one with torch.Generator().manual_seed(0)."
         )
     start = torch.arange(num_nodes).repeat(num_walks)
-    return _walk(_arcs(_checked(edge_index, num_nodes), num_nodes), start, walk_length, generator)
+    check_edge_index(edge_index, num_nodes, hint=" Give num_nodes above the largest id.")
+    return _walk(_arcs(edge_index.cpu().long(), num_nodes), start, walk_length, generator)
 
 
 def _arcs(edge_index: Tensor, num_nodes: int) -> Arcs:
@@ -318,20 +319,3 @@ def _neighbour_means(known: Tensor, graph: Graph, dtype: torch.dtype = torch.flo
 
 def _described(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _checked(edge_index: Tensor, num_nodes: int) -> Tensor:
-    if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int32, torch.int64):
-        raise G2MError(
-            f"edge_index: expected a tensor of int64 (got {_described(edge_index)}). Convert it with .long()."
-        )
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
-    wrong = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
-    if wrong.any():
-        column = int(wrong.nonzero()[0])
-        raise G2MError(
-            f"edge_index: expected node ids in [0, {num_nodes - 1}] (got {edge_index[:, column].tolist()} in column "
-            f"{column}). Give num_nodes above the largest id."
-        )
-    return edge_index.cpu().long()

@@ -1,4 +1,4 @@
-"""Auto: several methods at once, in the mixture that is best on validation."""
+"""Auto: several methods at once, or one alone, as validation has it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLEND = ("hidden", "simmlp")
 
 
 class Auto(Method):
-    """The weighted sum of other methods' losses; the weights are searched for on validation.
+    """The weighted sum of other methods' losses; which of them count is decided on validation.
 
     First a blend that is seldom far from the best, equal parts of :data:`BLEND`; then each method alone that the
     teacher's outputs allow, as long as the budget lasts. One alone has to beat the blend on ``val`` by a standard error
