@@ -37,7 +37,7 @@ BLEND = ("hidden", "simmlp")
 class Auto(Method):
     """The weighted sum of other methods' losses; which of them count is decided on validation.
 
-    First a blend that is seldom far from the best, equal parts of :data:`BLEND`; then each method alone that the
+    First a blend, equal parts of :data:`BLEND`; then each method alone that the
     teacher's outputs allow, as long as the budget lasts. One alone has to beat the blend on ``val`` by a standard error
     of its score there: of eight students on two hundred nodes, the best is mostly lucky. ``meta_["trials"]`` lists
     them.
