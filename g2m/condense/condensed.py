@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 
-class Bytes(NamedTuple):
-    """Size of a set: of its arrays as :func:`pack` stores them, of these compressed by zlib, and how many numbers."""
+class Bytes:
+    """Size of a set: ``raw`` of its arrays as :func:`pack` stores them, and how many numbers are in ``cells``."""
 
-    raw: int
-    compressed: int
-    cells: int
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        self._arrays = list(arrays)
+        self.raw = sum(array.nbytes for array in self._arrays)
+        self.cells = sum(array.size for array in self._arrays)
+
+    @cached_property
+    def compressed(self) -> int:
+        """``raw`` compressed by zlib; made when asked for, it takes longer than all else of a set."""
+        return len(zlib.compress(b"".join(array.tobytes() for array in self._arrays), 9))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,9 +170,7 @@ class CondensedSet:
 
     def nbytes(self) -> Bytes:
         """Return the size of the stored arrays; names, types and ``meta`` are left out of every account."""
-        arrays = self.arrays.values()
-        packed = zlib.compress(b"".join(array.tobytes() for array in arrays), 9)
-        return Bytes(sum(array.nbytes for array in arrays), len(packed), sum(array.size for array in arrays))
+        return Bytes(self.arrays.values())
 
     # -- as PyG's ----------------------------------------------------------------------------------------------
 
