@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from test_splits import cpf_restated
 from torch_geometric.data import Data
 from torch_geometric.transforms import NormalizeFeatures
-from torch_geometric.utils import is_undirected
+from torch_geometric.utils import degree, is_undirected
 
 from g2m import G2MError
 from g2m.data import cards, download, find_card, knn_graph, load, sbm, sources
@@ -257,8 +257,10 @@ def test_knn_graph_refuses(X, options, message):
 
 @pytest.mark.parametrize("homophily", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("num_classes", [2, 5])
-def test_sbm_has_the_size_degree_and_homophily_asked_for(homophily, num_classes):
-    graph = sbm(num_nodes=1003, num_classes=num_classes, num_features=7, avg_degree=6, homophily=homophily, seed=2)
+@pytest.mark.parametrize("degree_spread", [0.0, 1.2])
+def test_sbm_has_the_size_degree_and_homophily_asked_for(homophily, num_classes, degree_spread):
+    options = {"homophily": homophily, "degree_spread": degree_spread, "seed": 2}
+    graph = sbm(num_nodes=1003, num_classes=num_classes, num_features=7, avg_degree=6, **options)
     assert (graph.num_nodes, graph.num_edges, graph.num_features) == (1003, 6018, 7)
     assert edge_homophily(graph) == pytest.approx(homophily, abs=1e-3)
     assert is_undirected(graph.edge_index)
@@ -282,6 +284,22 @@ def test_sbm_edges_are_uniform_over_pairs():
     degree = drawn.sum(1) / 600
     assert degree.min() > 2.8
     assert degree.max() < 3.2
+
+
+def test_sbm_degrees_are_spread_as_asked_for():
+    """Log-normal: the median is below the mean by half the variance of the logarithm."""
+    for spread in (0.0, 0.6, 1.2):
+        graph = sbm(num_nodes=20_000, avg_degree=60, degree_spread=spread)
+        degrees = degree(graph.edge_index[1], graph.num_nodes)
+        assert float((degrees.mean() / degrees.median()).log()) == pytest.approx(spread**2 / 2, abs=0.05)
+
+
+def test_a_stand_in_has_a_public_split_in_the_real_proportions():
+    graph = load("sbm-arxiv", num_nodes=4000)
+    sizes = torch.tensor([len(graph.part(part)) for part in ("train", "val", "test")])
+    assert int(sizes.sum()) == 4000
+    assert (sizes / 4000).tolist() == pytest.approx([0.537, 0.176, 0.287], abs=1e-3)
+    assert load("sbm-arxiv", num_nodes=4000, seed=3).fingerprint() == graph.fingerprint(), "there is one"
 
 
 def test_sbm_features_are_gaussian_about_the_class_mean():
