@@ -11,7 +11,7 @@ demo: $(READY)
 test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # torch first: the pin decides which build, and everything else then fits itself to it.
 $(READY): pyproject.toml constraints.txt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from g2m.errors import G2MError, check_whole
-from g2m.sparse import CSR, receptive_field
+from g2m.graph import Graph
+from g2m.sparse import CSR, receptive_field, sampled_field
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
@@ -95,6 +97,94 @@ class FullBatch:
         yield self.batch
 
 
+class PartitionBatches:
+    """A graph in random parts, with the edges inside each, a step a part: for graphs too large for one step.
+
+    Drawn anew every epoch, as the strong baselines of ogbn-products do. A node sees a part of its neighbours, one in
+    ``parts`` on average, and normalisation counts those.
+
+    Args:
+        graph: what training may see.
+        train: ids of the training nodes.
+        inputs: of a part, a graph, what the model is called with.
+        parts: how many, at most N.
+    """
+
+    def __init__(self, graph: Graph, train: Tensor, inputs: Callable[[Graph], tuple], *, parts: int) -> None:
+        if check_whole("partitions", parts) > graph.num_nodes:
+            raise G2MError(f"partitions: expected at most {graph.num_nodes}, one a node (got {parts}).")
+        self.graph, self.inputs, self.parts, self.device = graph, inputs, parts, "cpu"
+        self.labelled = torch.zeros(graph.num_nodes, dtype=torch.bool)
+        self.labelled[train] = True
+        source, target = graph.edge_index
+        self._sources = CSR.from_coo(target, source, torch.ones(len(source)), (graph.num_nodes,) * 2)
+
+    def to(self, device: torch.device | str) -> PartitionBatches:
+        self.device = device  # a part goes there when it is its turn
+        return self
+
+    def epoch(self, generator: Generator) -> Iterator[Batch]:
+        num_nodes, labels = self.graph.num_nodes, int(self.labelled.sum())
+        for ids in torch.randperm(num_nodes, generator=generator).chunk(self.parts):
+            ids = ids.sort().values
+            inputs = to_device(self.inputs(self._part(ids)), self.device)
+            rest = (value[ids].to(self.device) for value in (torch.arange(num_nodes), self.graph.y, self.labelled))
+            yield Batch(inputs, *rest, label_scale=num_nodes / (labels * len(ids)))
+
+    def _part(self, ids: Tensor) -> Graph:
+        position = torch.full((self.graph.num_nodes,), -1)
+        position[ids] = torch.arange(len(ids))
+        rows = self._sources.rows(ids)
+        source, target = position[rows.col.long()], rows.row_of_entry()
+        inside = source >= 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "graph .* has no edges")
+            return replace(
+                self.graph,
+                x=self.graph.x[ids],
+                y=self.graph.y[ids],
+                edge_index=torch.stack([source[inside], target[inside]]),
+                split={},
+                node_id=self.graph.node_id[ids],
+            )
+
+
+class SampledBatches:
+    """Training nodes in random batches, each with a sample of its neighbourhood (GraphSAGE, NeurIPS 2017).
+
+    A sampled neighbour weighs for those left out: sums over neighbours are unbiased.
+
+    Args:
+        x: features ``[N, F]``, dense or sparse.
+        adjacency: the model's own ``[N, N]``.
+        y: labels ``[N]``.
+        train: ids of the training nodes.
+        fan_out: neighbours of a node at most, by layer, the first layer first.
+        batch_size: nodes a step.
+    """
+
+    def __init__(
+        self, x: Tensor | CSR, adjacency: CSR, y: Tensor, train: Tensor, *, fan_out: Sequence[int], batch_size: int
+    ) -> None:
+        self.x, self.adjacency, self.y, self.train = x, adjacency, y, train
+        self.fan_out, self.batch_size, self.device = list(fan_out), batch_size, "cpu"
+
+    def to(self, device: torch.device | str) -> SampledBatches:
+        self.device = device  # what is sampled goes there, the graph stays
+        return self
+
+    def epoch(self, generator: Generator) -> Iterator[Batch]:
+        order = self.train[torch.randperm(len(self.train), generator=generator)]
+        rows = list(order.split(self.batch_size))
+        if len(rows) > 1 and len(rows[-1]) == 1:  # batch norm cannot take it alone
+            rows[-2:] = [torch.cat(rows[-2:])]
+        for row in rows:
+            field, layers = sampled_field(self.adjacency, row, self.fan_out)
+            inputs = to_device((self.x[field], layers), self.device)
+            row, y = row.to(self.device), self.y[row].to(self.device)
+            yield Batch(inputs, row, y, torch.ones_like(y, dtype=torch.bool), 1 / len(row))
+
+
 def check_batch_size(value: Any) -> int | str:
     """Return a number of rows, or ``"all"``; refuse anything else."""
     if isinstance(value, str):
@@ -154,6 +244,22 @@ class NodeBatches:
         return self
 
     def epoch(self, generator: Generator) -> Iterator[Batch]:
+        for batch in self._steps(generator):
+            yield batch if batch.inputs else replace(batch, inputs=(self.x[batch.row],))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps an epoch has."""
+        passes = (len(self.train), len(self.nodes)) if self.reference_schedule else (len(self.nodes),)
+        if self.batch_size == "all":
+            return len(passes)
+        if self.reference_schedule:
+            return sum(rows // min(self.batch_size, rows) for rows in passes)
+        full, left = divmod(passes[0], self.batch_size)
+        return max(full + (left > (self.batch_size > 1)), 1)
+
+    def _steps(self, generator: Generator) -> Iterator[Batch]:
+        """Draw an epoch. Its batches have no inputs yet, unless they are everything."""
         if self.reference_schedule:
             yield from self._pass(self.train, generator, "label")
             yield from self._pass(self.nodes, generator, "teacher")
@@ -166,7 +272,8 @@ class NodeBatches:
     def _whole(self) -> Batch:
         if self.everything:
             return Batch((self.x,), self.nodes, self.y, self.labelled, 1 / max(len(self.train), 1), self.targets)
-        return self._batch(self.nodes, len(self.nodes), int(self.labelled[self.nodes].sum()), None, None)
+        whole = self._batch(self.nodes, len(self.nodes), int(self.labelled[self.nodes].sum()), None, None)
+        return replace(whole, inputs=(self.x[whole.row],))
 
     def _pass(self, nodes: Tensor, generator: Generator, only: str | None) -> Iterator[Batch]:
         order = nodes[torch.randperm(len(nodes), generator=generator).to(nodes.device)]
@@ -185,14 +292,15 @@ class NodeBatches:
         if self.edge_index is not None and only != "label":
             row, edges, scale = self._edges_of(row, generator)
         labelled = self.labelled[row]
-        labelled[size:] = False
+        if len(row) > size:
+            labelled[size:] = False
         return Batch(
-            inputs=(self.x[row],),
+            inputs=(),
             row=row,
             y=self.y[row],
             labelled=labelled,
             label_scale=num_nodes / (max(labels, 1) * size),
-            targets={key: value[row] for key, value in self.targets.items()},
+            targets={key: value.index_select(0, row) for key, value in self.targets.items()},
             only=only,
             batch_size=size,
             edge_index=edges,
@@ -231,6 +339,23 @@ class NodeBatches:
     def _by_first_end(self) -> CSR:
         first, second = self.edge_index
         return CSR.from_coo(first, second, torch.ones(len(first), device=first.device), (len(self.y), len(self.y)))
+
+
+def side_by_side(several: Sequence[NodeBatches], generators: Sequence[Generator]) -> Iterator[list[Batch]]:
+    """Yield an epoch of several at once, step by step: each one's batches are those of its own ``epoch``.
+
+    Rows of features that all of them share are gathered together. All have as many steps.
+    """
+    x = several[0].x if all(batches.x is several[0].x for batches in several) else None
+    epochs = [batches._steps(generator) for batches, generator in zip(several, generators, strict=True)]
+    for step in zip(*epochs, strict=True):
+        if any(batch.inputs for batch in step):
+            yield list(step)
+        elif x is None:
+            yield [replace(b, inputs=(batches.x[b.row],)) for batches, b in zip(several, step, strict=True)]
+        else:
+            rows = x[torch.cat([batch.row for batch in step])].split([len(batch.row) for batch in step])
+            yield [replace(batch, inputs=(part,)) for batch, part in zip(step, rows, strict=True)]
 
 
 class GraphBatches:

@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,12 @@ from tqdm import tqdm
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
 from g2m.estimators import Student, Teacher
-from g2m.experiments import Experiment, alike, find
+from g2m.experiments import Experiment, alike, find, find_tuned
 from g2m.graph import SETTINGS
 from g2m.latency import student_latency, teacher_latency
-from g2m.methods import REGISTRY
+from g2m.methods import REGISTRY, Method
 from g2m.models import BACKBONES
+from g2m.stacked import fit_stacked
 
 Record = dict[str, Any]
 #: What ``g2m bench --all`` runs every method on.
@@ -59,9 +60,23 @@ class Cell:
         """Cells of one job run one after the other: they share a teacher, which the first trains, and others read."""
         return self.experiment.data, self.experiment.teacher, self.setting, self.seed
 
+    @property
+    def stacks(self) -> bool:
+        """Whether students of several seeds can be trained at once: not where the method searches."""
+        return REGISTRY[self.experiment.method].search is Method.search
+
     def run(self, **options: Any) -> Record:
         """Train the cell, see :func:`run_cell`."""
         return run_cell(self, **options)
+
+    def check(self) -> None:
+        """Refuse a wrong card, option or size before anything is trained."""
+        card = find_card(self.experiment.data)
+        check_keys(f"data {card.name!r}", self.experiment.data_options, [*card.options, "split", "download"])
+        with torch.device("meta"):  # no memory, no random numbers
+            for estimator in self.estimators():
+                if estimator is not None:
+                    estimator._build(2, 2)
 
     @property
     def key(self) -> str:
@@ -86,6 +101,7 @@ def cells(
     settings: Iterable[str] = SETTINGS,
     seeds: int = 10,
     common: bool = False,
+    tuned: bool = False,
     overrides: Iterable[str] = (),
 ) -> list[Cell]:
     """Return the cells of a grid; a method without a teacher is there once, not once per teacher.
@@ -98,6 +114,7 @@ def cells(
         seeds: seeds 0 … seeds-1; a seed draws the split, the unseen nodes and the initial weights.
         common: give every method the teacher and the student that the plain one has on a data set
             (:func:`g2m.experiments.alike`), for a comparison of methods; default False: each what was published for it.
+        tuned: the options that a sweep of ours found (:func:`g2m.experiments.find_tuned`) instead; default False.
         overrides: ``key=value`` options on top of that.
     """
     data, methods, teachers, settings = list(data), list(methods), list(teachers), list(settings)
@@ -110,26 +127,17 @@ def cells(
     check_whole("seeds", seeds)
     found: dict[str, Cell] = {}
     for name in data:
-        chosen = [(alike if common else find)(name, method, teacher) for teacher in teachers for method in methods]
+        choice = find_tuned if tuned else alike if common else find
+        chosen = [choice(name, method, teacher) for teacher in teachers for method in methods]
         experiments = [experiment.override(overrides) for experiment in chosen]
         for experiment in experiments:
-            _check(Cell(experiment, settings[0], 0))
+            Cell(experiment, settings[0], 0).check()
         for setting in settings:
             for seed in range(seeds):
                 for experiment in experiments:
                     cell = Cell(experiment, setting, seed)
                     found.setdefault(cell.key, cell)
     return list(found.values())
-
-
-def _check(cell: Cell) -> None:
-    """Refuse a wrong card, option or size before anything is trained."""
-    card = find_card(cell.experiment.data)
-    check_keys(f"data {card.name!r}", cell.experiment.data_options, [*card.options, "split", "download"])
-    with torch.device("meta"):  # no memory, no random numbers
-        for estimator in cell.estimators():
-            if estimator is not None:
-                estimator._build(2, 2)
 
 
 def run_cell(
@@ -152,39 +160,80 @@ def run_cell(
         folder: keep teacher, outputs and student there, with checkpoints to resume from; default: keep none.
         progress: show bars.
     """
-    experiment, setting, seed = cell.experiment, cell.setting, cell.seed
-    graph = load(experiment.data, seed=seed, setting=setting, root=root, **experiment.data_options)
-    record: Record = {
-        "key": cell.key,
-        "data": experiment.data,
-        "setting": setting,
-        "teacher": experiment.teacher,
-        "method": experiment.method,
-        "seed": seed,
-        "metric": graph.metric,
-    }
-    teacher, student = cell.estimators()
-    outputs = None
-    if teacher is not None:
-        teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
-        method = REGISTRY[experiment.method]
-        asks_with_noise = "entropy_change" in method.needs | method.wants  # several passes, which few methods look at
-        outputs = teacher.outputs(graph, **({} if asks_with_noise or folder else {"noise_draws": 0}))
-        record["teacher_scores"] = teacher.evaluate(graph)
-        times = teacher_latency(teacher, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
-        record["teacher_run"] = _run(teacher) | {"ms": round(times[1]["p50"], 4)}
+    begun = _Begun(cell, root=root, cache=cache, all_outputs=folder is not None, progress=progress)
     checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
-    student.fit(graph, outputs, checkpoint=checkpoint, progress=progress)
-    record["scores"] = student.evaluate(graph)
-    times = student_latency(student, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
-    record["run"] = _run(student) | {"ms": round(times[1]["p50"], 4)}
-    record["config"] = {**experiment.config(), "versions": student.meta_["versions"]}
+    begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, progress=progress)
     if folder is not None:
-        student.save(Path(folder) / "student.safetensors")
-        if teacher is not None:
-            teacher.save(Path(folder) / "teacher.safetensors")
-            outputs.save(Path(folder) / "outputs.safetensors")
-    return record
+        begun.student.save(Path(folder) / "student.safetensors")
+        if begun.teacher is not None:
+            begun.teacher.save(Path(folder) / "teacher.safetensors")
+            begun.outputs.save(Path(folder) / "outputs.safetensors")
+    return begun.end()
+
+
+def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any) -> list[Record | G2MError]:
+    """Train cells that differ in their seed alone, their students at once (:func:`g2m.fit_stacked`).
+
+    Returns what :func:`run_cell` returns of each, or the mistake that made it fail.
+    """
+    begun: dict[int, _Begun] = {}
+    found: dict[int, Record | G2MError] = {}
+    for place, cell in enumerate(cells):
+        try:
+            begun[place] = _Begun(cell, progress=progress, **options)
+        except G2MError as error:
+            found[place] = error
+    if begun:
+        runs = list(begun.values())
+        outputs = [each.outputs for each in runs]
+        failed = fit_stacked([each.student for each in runs], [each.graph for each in runs], outputs, progress=progress)
+        for i, (place, each) in enumerate(begun.items()):
+            found[place] = failed[i] if i in failed else each.end()
+    return [found[place] for place in range(len(cells))]
+
+
+class _Begun:
+    """A cell whose teacher is trained and whose student is not."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        root: str | Path | None = None,
+        cache: str | Path | None = None,
+        all_outputs: bool = False,
+        progress: bool = False,
+    ) -> None:
+        experiment, setting, seed = cell.experiment, cell.setting, cell.seed
+        self.graph = graph = load(experiment.data, seed=seed, setting=setting, root=root, **experiment.data_options)
+        self.teacher, self.student = cell.estimators()
+        self.outputs, self.config = None, experiment.config()
+        self.record: Record = {
+            "key": cell.key,
+            "data": experiment.data,
+            "setting": setting,
+            "teacher": experiment.teacher,
+            "method": experiment.method,
+            "seed": seed,
+            "metric": graph.metric,
+        }
+        if self.teacher is None:
+            return
+        self.teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
+        method = REGISTRY[experiment.method]
+        with_noise = all_outputs or "entropy_change" in method.needs | method.wants  # several passes; few look at it
+        self.outputs = self.teacher.outputs(graph, **({} if with_noise else {"noise_draws": 0}))
+        self.record["teacher_scores"] = self.teacher.evaluate(graph)
+        times = teacher_latency(self.teacher, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
+        self.record["teacher_run"] = _run(self.teacher) | {"ms": round(times[1]["p50"], 4)}
+
+    def end(self) -> Record:
+        """Return the record, now that the student is trained."""
+        scores = self.student.evaluate(self.graph)
+        times = student_latency(self.student, self.graph, sizes=(1,), seconds=_LATENCY_SECONDS)
+        run = _run(self.student) | {"ms": round(times[1]["p50"], 4)}
+        config = {**self.config, "versions": self.student.meta_["versions"]}
+        return {**self.record, "scores": scores, "run": run, "config": config}
 
 
 def _run(estimator: Teacher | Student) -> dict[str, Any]:
@@ -255,6 +304,7 @@ def run(
     *,
     out: str | Path | None = None,
     workers: int = 1,
+    stack: int = 1,
     folders: Mapping[str, Path] | None = None,
     progress: bool = False,
     on_error: Callable[[Cell, G2MError], None] | None = None,
@@ -266,6 +316,8 @@ def run(
         grid: from :func:`cells`, or of :func:`g2m.condense.bench.cells`.
         out: results file, one JSON line per cell; a killed run continues from it.
         workers: processes; threads are divided among them. Default 1: this process.
+        stack: seeds whose students are trained at once, see :func:`run_stacked`; default 1. Cells with a folder,
+            and methods that search, go one by one.
         folders: by cell key, where to keep what was trained.
         progress: show a bar per training (one process only).
         on_error: called with a cell that a user's mistake made fail, and the run goes on. Default: the mistake ends it.
@@ -276,55 +328,82 @@ def run(
     """
     check_keys("run", options, ("root", "cache"))
     check_whole("workers", workers)
+    check_whole("stack", stack)
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
-    jobs: dict[tuple, list[Cell]] = {}
+    left, folders = [], folders or {}
     for cell in grid:
         if cell.key in finished:
             yield finished[cell.key]
-            continue
-        jobs.setdefault(cell.job, []).append(cell)
-    with closing(_outcomes(list(jobs.values()), workers, folders or {}, progress, options)) as outcomes:
-        for cell, outcome in outcomes:
-            try:
-                record = outcome()
-            except G2MError as error:
-                if on_error is None:
-                    raise
-                on_error(cell, error)
-                continue
-            if out is not None:
-                append_result(out, record)
-            yield record
+        else:
+            left.append(cell)
+    with closing(_outcomes(_jobs(left, stack, folders), workers, folders, progress, options)) as outcomes:
+        for cells, outcome in outcomes:
+            for cell, record in zip(cells, outcome(), strict=True):
+                if isinstance(record, G2MError):
+                    if on_error is None:
+                        raise record
+                    on_error(cell, record)
+                    continue
+                if out is not None:
+                    append_result(out, record)
+                yield record
+
+
+_Cells = list[Cell]  # trained at once
+
+
+def _jobs(grid: Iterable[Cell], stack: int, folders: Mapping[str, Path]) -> list[list[_Cells]]:
+    """Return what is to be run one after the other, because it shares a teacher, job by job."""
+    jobs: dict[tuple, dict[tuple, _Cells]] = {}
+    for cell in grid:
+        alone = stack == 1 or cell.key in folders or not cell.stacks
+        job = (*cell.job[:-1], cell.seed // stack) if stack > 1 else cell.job
+        together = (cell.key,) if alone else (json.dumps(cell.experiment.config(), sort_keys=True),)
+        jobs.setdefault(job, {}).setdefault(together, []).append(cell)
+    return [list(job.values()) for job in jobs.values()]
+
+
+def _run_cells(cells: _Cells, folder: Path | None, options: Mapping[str, Any]) -> list[Record | G2MError]:
+    if len(cells) > 1:
+        with suppress(G2MError):  # of different sizes: refused before any is trained
+            return run_stacked(cells, **options)
+    found: list[Record | G2MError] = []
+    for cell in cells:
+        try:
+            found.append(cell.run(folder=folder, **options))
+        except G2MError as error:
+            found.append(error)
+    return found
 
 
 def _outcomes(
-    jobs: list[list[Cell]], workers: int, folders: Mapping[str, Path], progress: bool, options: dict[str, Any]
-) -> Iterator[tuple[Cell, Callable[[], Record]]]:
-    """Yield each cell and a call that returns its record or raises what made it fail."""
+    jobs: list[list[_Cells]], workers: int, folders: Mapping[str, Path], progress: bool, options: dict[str, Any]
+) -> Iterator[tuple[_Cells, Callable[[], list[Record | G2MError]]]]:
+    """Yield cells and a call that returns the record of each, or the mistake that made it fail."""
     if workers <= 1:
         for job in jobs:
-            for cell in job:
-                yield cell, partial(cell.run, folder=folders.get(cell.key), progress=progress, **options)
+            for cells in job:
+                yield cells, partial(_run_cells, cells, folders.get(cells[0].key), {**options, "progress": progress})
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
-        running: dict[Future[Record], list[Cell]] = {}  # the cell, and what is to follow in the same job
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
+        running: dict[Future, list[_Cells]] = {}  # the cells, and what is to follow in the same job
 
-        def start(job: list[Cell]) -> None:
+        def start(job: list[_Cells]) -> None:
             if job:
-                running[pool.submit(job[0].run, folder=folders.get(job[0].key), **options)] = job
+                running[pool.submit(_run_cells, job[0], folders.get(job[0][0].key), options)] = job
 
         try:
             for job in jobs:
                 start(job)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell, *rest = running.pop(future)
+                    cells, *rest = running.pop(future)
                     start(rest)
                     if isinstance(broken := future.exception(), BrokenProcessPool):
                         raise broken
-                    yield cell, future.result
+                    yield cells, future.result
         except BrokenProcessPool:
             raise G2MError("workers: one was killed, perhaps for memory. Run the same command with fewer.") from None
         finally:
@@ -334,7 +413,7 @@ def _outcomes(
             pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(threads: int) -> None:
+def start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore that an ended process leaves behind

@@ -1,4 +1,4 @@
-"""The command line: ``g2m demo | data | train | bench | condense | bench-condense | report | predict``."""
+"""The command line: ``g2m demo | data | train | bench | sweep | condense | … | predict | export | latency``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,10 +47,12 @@ out, err = Console(width=_WIDE), Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Root = Annotated[Path | None, typer.Option(help="Data folder; default $G2M_DATA_ROOT, else ~/.cache/g2m/data.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of trained teachers; default $G2M_CACHE, else ~/.cache/g2m.")]
+Tuned = Annotated[bool, typer.Option("--tuned", help="Options that a sweep of ours found, not the published ones.")]
 Options = Annotated[
     list[str] | None,
     typer.Option("-o", help="key=value: an option of the student, or with teacher. or data. before it, of those."),
 ]
+DataOptions = Annotated[list[str] | None, typer.Option("-o", help="data.key=value: an option of the data set.")]
 
 
 def app() -> None:
@@ -224,6 +226,7 @@ def train(
     teacher: Annotated[str, typer.Option(help="Teacher's backbone.")] = "sage",
     setting: Annotated[str, typer.Option(help="transductive or inductive.")] = "transductive",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
+    tuned: Tuned = False,
     options: Options = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder to keep; default runs/<what is run>.")] = None,
     root: Root = None,
@@ -234,7 +237,8 @@ def train(
     from g2m.bench import cells, run
     from g2m.report import score_rows, summary
 
-    grid = cells([data], methods=[method], teachers=[teacher], settings=[setting], seeds=seeds, overrides=options or ())
+    names = {"methods": [method], "teachers": [teacher], "settings": [setting]}
+    grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
     folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
     records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
@@ -259,6 +263,8 @@ def bench(
         "results.jsonl"
     ),
     workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
+    stack: Annotated[int, typer.Option(help="Seeds whose students are trained at once, as one model.")] = 1,
+    tuned: Tuned = False,
     options: Options = None,
     root: Root = None,
     cache: Cache = None,
@@ -274,6 +280,8 @@ def bench(
 
     if everything and methods is not None:
         raise G2MError("--all, --methods: expected one of them (got both). --all runs every method: leave one out.")
+    if everything and tuned:
+        raise G2MError("--all, --tuned: expected one of them (got both). --all gives every method the same student.")
     if not data and not everything:
         raise G2MError("DATA: expected at least one card name (got none). Name some, see g2m data, or give --all.")
     grid = cells(
@@ -283,13 +291,14 @@ def bench(
         settings=_names(settings),
         seeds=seeds,
         common=everything,
+        tuned=tuned,
         overrides=options or (),
     )
 
     def words(cell: Cell) -> tuple[str | None, ...]:
         return cell.experiment.data, cell.experiment.method, cell.experiment.teacher, cell.setting
 
-    records, failures = _trainings(grid, words, results, workers=workers, root=root, cache=cache)
+    records, failures = _trainings(grid, words, results, workers=workers, stack=stack, root=root, cache=cache)
     if as_json:
         show_json(records)
     else:
@@ -337,6 +346,93 @@ def _end(failures: dict[str, list[str]]) -> None:
         err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)
+
+
+@cli.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="Experiment: a TOML file, or a shipped one, like glnn/cora-cpf-sage.")],
+    trials: Annotated[int, typer.Option(help="Of the study as a whole.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Seeds a trial is scored on, their mean on validation.")] = 1,
+    setting: Annotated[str, typer.Option(help="transductive or inductive.")] = "transductive",
+    also: Annotated[
+        str | None, typer.Option(help="A second objective, to be small: parameters, bytes or latency.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one for each GPU in turn; threads are divided.")] = 1,
+    stack: Annotated[int, typer.Option(help="Trials trained at once as one batched model.")] = 1,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which no trial is begun.")] = None,
+    replicate: Annotated[int, typer.Option(help="Fresh seeds the best is then trained on; test is read there.")] = 0,
+    storage: Annotated[
+        str | None, typer.Option(help="URL shared by machines: sqlite:///…, postgresql://…, grpc://host:port.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study; default: data, teacher, method, setting.")] = None,
+    prune: Annotated[bool, typer.Option(help="Stop trials below the median of the earlier ones.")] = True,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    options: Options = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder to keep; default sweep/<study>.")] = None,
+    root: Root = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Search the options of an experiment that do best on validation; killed, the same command goes on.
+
+    Started more than once on one folder or --storage, on one machine or several, they share the work.
+    """
+    import optuna
+
+    from g2m.experiments import open_experiment
+    from g2m.storage import write_text
+    from g2m.sweep import JOURNAL, Sweep
+    from g2m.sweep_report import best_rows, draw
+
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    experiment = open_experiment(file).searched(sizes=also is not None).override(options or ())
+    if not experiment.space:
+        raise G2MError("-o: expected at least one option left to search (got all of them set).")
+    search = Sweep(experiment, setting=setting, seeds=seeds, also=also, prune=prune, seed=seed)
+    folder = folder or Path("sweep") / (name or search.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = storage or folder / JOURNAL
+    with bar() as progress:
+        task = progress.add_task("trials", total=trials)
+
+        def changed(study: optuna.Study) -> None:
+            known = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.values]
+            best = max((t.values[0] for t in known), default=float("nan"))
+            progress.update(task, completed=len(known), description=f"trials, best on validation {best:.4f}")
+
+        study = search.run(
+            place,
+            trials=trials,
+            workers=workers,
+            stack=stack,
+            timeout=timeout,
+            name=name,
+            root=root,
+            cache=cache,
+            on_change=changed,
+        )
+    best, records = search.best(study), []
+    best_file = best.write(folder / "best.toml")
+    write_text(folder / "trials.csv", study.trials_dataframe().to_csv(index=False))
+    drawn = draw(study, folder)
+    if replicate:
+        best, records = search.replicate(
+            best, replicate, out=folder / "results.jsonl", workers=workers, root=root, cache=cache
+        )
+        best.write(best_file)
+    if as_json:
+        show_json(
+            {"best": best.config(), "tuned": best.tuned, "study": study.study_name, "file": str(best_file)}
+            | {"plots": [str(path) for path in drawn], "records": records}
+        )
+        return
+    show(*best_rows(study), title=f"{study.study_name}: best of {len(study.trials)} trials, on validation")
+    if records:
+        scores = [[part, f"{mean:.4f} ± {std:.4f}"] for part, (mean, std) in best.tuned["scores"].items()]
+        show(["part", records[0]["metric"]], scores, title=f"the best, on {replicate} fresh seeds")
+    typer.echo(f"written: {best_file}\nplots: {', '.join(path.name for path in drawn)}")
+    typer.echo(f"look: optuna-dashboard {place}   (pip install 'g2m[dashboard]')")
 
 
 @cli.command("condense")
@@ -458,6 +554,62 @@ def _rows(given: str, known: Sequence[str]) -> list[str]:
     return found
 
 
+@cli.command("ogb")
+def ogb_command(
+    data: Annotated[str, typer.Argument(help="A data set of OGB: ogbn-arxiv, ogbg-molhiv …, see g2m data.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="Distillation, default glnn; of graphs full (default), lossless, scored, mirage …"),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher's backbone, default sage; of graphs the network itself, default gin.")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Seeds; OGB asks for ten.")] = 10,
+    setting: Annotated[str, typer.Option(help="transductive or, of nodes, inductive.")] = "transductive",
+    tuned: Tuned = False,
+    budget: Annotated[str | None, typer.Option(help="Bytes of a condensed set: 3000, 10kB, or 1%; default 1%.")] = None,
+    hops: Annotated[int | None, typer.Option(help="Of condensation, and layers of the network.")] = None,
+    options: Options = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder to keep; default submissions/<what is run>.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
+    root: Root = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Run by the rules of the Open Graph Benchmark; killed, the same command goes on.
+
+    Scores are those of OGB's Evaluator. What the leaderboard asks for is printed and written to submission.md.
+    """
+    from g2m.ogb_runs import run_ogb
+
+    found = run_ogb(
+        data,
+        method=method,
+        teacher=teacher,
+        runs=runs,
+        setting=setting,
+        tuned=tuned,
+        budget=budget,
+        hops=hops,
+        overrides=options or (),
+        folder=folder,
+        workers=workers,
+        root=root,
+        cache=cache,
+        progress=True,
+    )
+    if as_json:
+        show_json(
+            {"figures": found.figures, "parameters": found.parameters, "folder": str(found.folder)}
+            | {"text": found.text, "records": found.records}
+        )
+        return
+    typer.echo(found.text)
+    out.print(f"kept in {found.folder}: submission.md, results.jsonl, and by seed what was trained", highlight=False)
+
+
 @cli.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Results files.")],
@@ -514,23 +666,153 @@ def report(
 
 @cli.command()
 def predict(
-    student: Annotated[Path, typer.Argument(help="Saved student (.safetensors).")],
-    features: Annotated[Path, typer.Argument(help="Features [N, F]: .npy, .csv or .parquet.")],
+    student: Annotated[Path, typer.Argument(help="Student, saved (.safetensors) or exported (.onnx, .pt2).")],
+    features: Annotated[Path, typer.Argument(help="Features [N, F]: .npy, .csv or .parquet, of any length.")],
     result: Annotated[Path | None, typer.Option("--out", help=".csv, .npy or .parquet; default: print CSV.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as many as torch takes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict classes from features alone: no graph."""
-    from g2m.estimators import Student
-    from g2m.tables import read_features, write_predictions
+    """Predict classes from features alone: no graph. Tables are read and written a chunk of rows at a time."""
+    import torch
 
-    model = Student.load(student)
-    probabilities = model.predict_proba(read_features(features, model.meta_["in_channels"]))
-    classes = probabilities.argmax(1)
-    if result is not None:
-        write_predictions(result, classes, probabilities)
-    if as_json:
-        show_json({"class": classes.tolist(), "probability": probabilities.round(6).tolist()})
-    elif result is None:
-        write_predictions(sys.stdout, classes, probabilities)
+    from g2m.errors import check_whole
+    from g2m.estimators import Student, checked_features
+    from g2m.export import SUFFIXES, Exported
+    from g2m.tables import Part, read_features, write_predictions
+
+    if threads is not None:
+        torch.set_num_threads(check_whole("--threads", threads))
+    if student.suffix in SUFFIXES:
+        model = Exported.load(student, threads=threads)
+        width = model.meta["in_channels"]
     else:
-        out.print(f"written: {result} ({len(classes)} rows)", highlight=False)
+        model = Student.load(student)
+        width = model.meta_["in_channels"]
+    table, kept = read_features(features, width), []
+
+    def parts(progress: Progress) -> Iterator[Part]:
+        task, done = progress.add_task("rows", total=table.num_rows), 0
+        for x in table:
+            checked_features(x, width, first=done)  # an error names the row of the table
+            probabilities = model.predict_proba(x)
+            part = probabilities.argmax(1), probabilities
+            if as_json:
+                kept.append(part)
+            done += len(x)
+            progress.update(task, completed=done)
+            yield part
+
+    with bar() as progress:
+        if as_json and result is None:
+            count = len([*parts(progress)])
+        else:
+            count = write_predictions(sys.stdout if result is None else result, parts(progress))
+    if as_json:
+        classes, probabilities = (
+            [row for part in column for row in part.tolist()] for column in zip(*kept, strict=True)
+        )
+        show_json({"class": classes, "probability": [[round(p, 6) for p in row] for row in probabilities]})
+    elif result is not None:
+        out.print(f"written: {result} ({count} rows)", highlight=False)
+
+
+@cli.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="Saved student (.safetensors).")],
+    target: Annotated[Path, typer.Option("--out", help="student.onnx or student.pt2; a model card goes beside it.")],
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or, of .onnx, int8.")] = "float32",
+    data: Annotated[
+        str | None, typer.Option(help="Card name of what it was trained on: scores by student and file are kept in it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --data: that it was trained with.")] = 0,
+    setting: Annotated[str, typer.Option(help="With --data: transductive or inductive.")] = "transductive",
+    options: DataOptions = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Write a student as one file that runs without g2m; it is written once its answers are those of the student."""
+    from g2m.estimators import Student
+    from g2m.export import Exported, card_path
+
+    graph = None if data is None else _graph(data, seed, setting, options, root)
+    path = Student.load(student).export(target, precision=precision, graph=graph)
+    meta, size = Exported.load(path).meta, path.stat().st_size
+    if as_json:
+        show_json({"file": str(path), "card": str(card_path(path)), "bytes": size, **meta})
+        return
+    of_file = meta.get("exported_scores", {})
+    scores = [[part, f"{value:.4f}", _score(of_file.get(part))] for part, value in meta["scores"].items()]
+    show([meta["metric"], "student", f"file, {precision}"], scores)
+    for kind, found in meta["compared"].items():
+        same = f"{100 * found['same_class']:.2f} % of {found['rows']:,}"
+        typer.echo(f"{kind} features: same class for {same}, answers within {found['difference']:.1e}")
+    typer.echo(f"written: {path} ({size:,} bytes), {card_path(path)}")
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _graph(name: str, seed: int, setting: str, options: Iterable[str] | None, root: Path | None) -> Any:
+    from g2m.data import load
+    from g2m.experiments import key_values
+
+    given = {key.removeprefix("data."): value for key, value in key_values(options or (), "data.num_nodes=300").items()}
+    return load(name, **{"seed": seed, "setting": setting, "root": root} | given)
+
+
+@cli.command()
+def latency(
+    teacher: Annotated[Path, typer.Argument(help="Saved teacher (.safetensors).")],
+    student: Annotated[Path, typer.Argument(help="Saved student (.safetensors).")],
+    data: Annotated[str, typer.Option(help="Card name of the graph that answers are about.")],
+    seed: Annotated[int, typer.Option(help="Of the graph's split.")] = 0,
+    setting: Annotated[str, typer.Option(help="transductive or inductive.")] = "transductive",
+    sizes: Annotated[str, typer.Option(help="Numbers of nodes asked about at once, by comma.")] = "1,10,1000",
+    fan_out: Annotated[
+        str, typer.Option("--fanout", help="Also sample so many neighbours, by layer of the teacher: 5,10,15.")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="Spent at most on each measurement.")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="PNG of milliseconds against number of nodes.")] = None,
+    options: DataOptions = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how long answers take: the teacher fetches neighbourhoods first, the student does not."""
+    import torch
+
+    from g2m.errors import check_range
+    from g2m.estimators import Student, Teacher
+    from g2m.latency import compare
+    from g2m.report import time_against_size
+
+    numbers = {"sizes": _whole("--sizes", sizes), "fan_out": _whole("--fanout", fan_out)}
+    check_range("--seconds", seconds, 0)
+    fitted = Teacher.load(teacher), Student.load(student)
+    graph = _graph(data, seed, setting, options, root)
+    rows = compare(*fitted, graph, **numbers, seconds=seconds)
+    title = f"{data}: {graph.num_nodes:,} nodes, {graph.num_edges:,} arcs; threads: {torch.get_num_threads()}"
+    if plot is not None:
+        time_against_size(rows, plot, title=title)
+    if as_json:
+        show_json(rows)
+        return
+    header = ["model", "device", "nodes", "p50 ms", "p99 ms", "nodes/s", "speed-up", "nodes read"]
+    cells = [
+        [
+            *(row[key] for key in ("model", "device", "nodes")),
+            *(f"{row[key]:.3f}" for key in ("p50", "p99")),
+            *(f"{row['nodes_per_second']:,.0f}", f"{row['speedup']:.1f}×", f"{row['read']:,.0f}"),
+        ]
+        for row in rows
+    ]
+    show(header, cells, title)
+    if plot is not None:
+        typer.echo(f"plot: {plot}")
+
+
+def _whole(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _names(text)]
+    except ValueError:
+        raise G2MError(f"{option}: expected whole numbers by comma, such as 1,10,1000 (got {text!r}).") from None

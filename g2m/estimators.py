@@ -7,11 +7,11 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from g2m import frequency, metrics, storage
-from g2m.batches import Batch, FullBatch, NodeBatches, check_batch_size, to_device
+from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
+from g2m.memory import check_memory
 from g2m.methods import Method, label_loss, make_method
 from g2m.models import BACKBONES, GNN, MLP, NORMS, Ensemble, Output, Wrapped, backbone_options, sum_adjacency
 from g2m.outputs import TeacherOutputs
@@ -32,6 +33,7 @@ from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_option
 from g2m.train import History, check_options, fit, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
+Answer = tuple[Tensor, Tensor]  # logits, and the labels they are scored against
 SELECT = ("metric", "loss")
 _POSITION = ("position.node_id", "position.value")  # names in a student's file
 _PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
@@ -126,13 +128,18 @@ def _parts(graph: Graph) -> list[str]:
     return [*parts[:-1], "seen", "unseen", "cold"] if graph.setting == "inductive" else parts
 
 
-def _scores(graph: Graph, logits: Tensor, alone: Callable[[], Tensor]) -> dict[str, float]:
-    """Return scores by part; ``alone`` gives the logits of all nodes as if none had an edge."""
-    scores = {}
+def _answers(graph: Graph, logits: Tensor, alone: Callable[[], Tensor]) -> dict[str, Answer]:
+    """Return logits and labels by part; ``alone`` gives the logits of all nodes as if none had an edge."""
+    found = {}
     for part in _parts(graph):
         ids = graph.part("unseen" if part == "cold" else part)
-        scores[part] = metrics.score(graph.metric, (alone() if part == "cold" else logits)[ids], graph.y[ids])
-    return scores
+        found[part] = (alone() if part == "cold" else logits)[ids], graph.y[ids]
+    return found
+
+
+def scores(answers: Mapping[str, Answer], metric: str) -> dict[str, float]:
+    """Return the score of each part's answers."""
+    return {part: metrics.score(metric, logits, y) for part, (logits, y) in answers.items()}
 
 
 def _teacher_loss(output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -159,6 +166,11 @@ class Teacher(_Estimator):
         tokenizer: ``None`` (default); ``"inside"``: codes stand between the hidden state and the last layer, trained
             together; ``"beside"``: the GNN is trained as without, then codes for its hidden states; ``"reference"``:
             the network of VQGraph's published code. See :class:`~g2m.tokenizer.TokenizedGNN`.
+        partitions: train on so many random parts of the graph in turn, drawn anew every epoch, each with the edges
+            inside it: memory falls with it. Default 1: the whole graph in one step.
+        fan_out: train on batches of nodes with a sample of their neighbourhood: so many neighbours at most, by layer,
+            the first layer first. Default ``None``.
+        batch_size: nodes of such a batch; default 1024.
         seed: of initial weights and dropout; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: of the backbone, see :class:`~g2m.models.GNN`, and of the :class:`~g2m.tokenizer.Tokenizer`.
@@ -182,6 +194,9 @@ class Teacher(_Estimator):
         select: str = "metric",
         members: int = 1,
         tokenizer: str | None = None,
+        partitions: int = 1,
+        fan_out: Sequence[int] | None = None,
+        batch_size: int = 1024,
         seed: int = 0,
         device: str = "auto",
         **options: Any,
@@ -204,6 +219,12 @@ class Teacher(_Estimator):
         self.norm, self.lr, self.weight_decay, self.max_epochs = norm, lr, weight_decay, max_epochs
         self.patience, self.select, self.seed, self.device = patience, choose("select", select, SELECT), seed, device
         self.members, self.tokenizer, self.options = check_whole("members", members), tokenizer, options
+        self.partitions, self.batch_size = check_whole("partitions", partitions), check_whole("batch_size", batch_size)
+        self.fan_out = None if fan_out is None else [check_whole("fan_out", most) for most in fan_out]
+        if self.fan_out is not None and (partitions > 1 or tokenizer == "inside" or not isinstance(model, str)):
+            raise G2MError(
+                "fan_out: expected a model by name, no tokenizer inside and no partitions (got other). Leave it out."
+            )
         self._check_options()
         if members > 1 and tokenizer is not None:
             raise G2MError(f"members: expected 1 with a tokenizer, codes are of one network (got {members}).")
@@ -251,13 +272,13 @@ class Teacher(_Estimator):
             return self._fit_beside(graph, kept, cache=cache, progress=progress, on_epoch=on_epoch)
         if self.members > 1:
             return self._fit_members(graph, cache=cache, progress=progress, on_epoch=on_epoch)
+        check_memory(self, graph, resolve_device(self.device))
         observed = graph.observed()
         train, val = observed.part("train"), observed.part("val")
         with seeded(self.seed, resolve_device(self.device)):
             model = self._build(graph.num_features, graph.num_classes)
         device = resolve_device(self.device)
-        inputs, row = model.inputs_for(observed, train)
-        batches = FullBatch(inputs, observed.y, train, row=row)
+        batches = self._batches(model, observed, train)
         val_inputs, val_row = model.inputs_for(observed, val)
         val_inputs, y_val = tuple(to_device(value, device) for value in val_inputs), observed.y[val].to(device)
         asked = torch.isin(val_row, val).to(device)  # in the order of val: both ascend
@@ -288,6 +309,20 @@ class Teacher(_Estimator):
         if kept is not None:
             self.save(kept)
         return self
+
+    def _batches(
+        self, model: nn.Module, observed: Graph, train: Tensor
+    ) -> FullBatch | PartitionBatches | SampledBatches:
+        if self.fan_out is not None:
+            if len(self.fan_out) != model.hops:
+                raise G2MError(f"fan_out: expected {model.hops} numbers, one a hop (got {list(self.fan_out)}).")
+            x, adjacency = model.inputs(observed)
+            return SampledBatches(x, adjacency, observed.y, train, fan_out=self.fan_out, batch_size=self.batch_size)
+        if self.partitions > 1:
+            everything = lambda part: model.inputs_for(part, torch.arange(part.num_nodes))[0]  # noqa: E731
+            return PartitionBatches(observed, train, everything, parts=self.partitions)
+        inputs, row = model.inputs_for(observed, train)
+        return FullBatch(inputs, observed.y, train, row=row)
 
     def _fit_beside(
         self,
@@ -397,11 +432,15 @@ class Teacher(_Estimator):
         Observed nodes are scored on the observed graph, unseen ones on the whole; ``cold`` are the unseen ones if
         nothing is known of their edges.
         """
+        return scores(self.answers(graph), graph.metric)
+
+    def answers(self, graph: Graph) -> dict[str, Answer]:
+        """Return logits and labels by part, those that :meth:`evaluate` scores: for a metric of your own."""
         logits = self.predict_logits(graph)
         if graph.setting == "inductive":
             observed = graph.observed()
             logits[torch.isin(graph.node_id, observed.node_id)] = self.predict_logits(observed)
-        return _scores(graph, logits, lambda: self.predict_logits(graph.without_edges()))
+        return _answers(graph, logits, lambda: self.predict_logits(graph.without_edges()))
 
     def score(self, graph: Graph, part: str = "test") -> float:
         """Return the graph's metric on one part, default ``"test"``."""
@@ -477,6 +516,17 @@ class Teacher(_Estimator):
                 raise G2MError(f"module: {str(path)!r} holds a module of yours ({config['model']}); pass one like it.")
             config["model"] = module
         return _restore(cls(**config), tensors, meta, path)
+
+
+class _Task(NamedTuple):
+    """What a student is trained by, before anything is trained."""
+
+    model: MLP
+    method: Method
+    batches: NodeBatches
+    validate: Callable[[], float]
+    observe: Callable[[], dict[str, float]]
+    position: Tensor | None
 
 
 class Student(_Estimator):
@@ -571,13 +621,20 @@ class Student(_Estimator):
             raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
         options = {"checkpoint_seconds": checkpoint_seconds, "indicators": indicators, "on_epoch": on_epoch}
         options |= {"checkpoint": checkpoint, "progress": progress}
-        method = make_method(self.method, self.options)
-        _check_outputs(method, graph, outputs)
-        with seeded(self.seed, resolve_device(self.device)):
-            search = method.search(self._build(graph.num_features, graph.num_classes), graph, outputs)
+        method, search = self._begin(graph, outputs)
         if search is not None:
             return self._fit_best(search, graph, outputs, **options)
         return self._fit_method(method, graph, outputs, **options)
+
+    def _begin(
+        self, graph: Graph, outputs: TeacherOutputs | None
+    ) -> tuple[Method, Generator[Method, float, int] | None]:
+        """Check what the student is fitted on; return its method, and what that would search, if it does."""
+        _check_graph(graph)
+        method = make_method(self.method, self.options)
+        _check_outputs(method, graph, outputs)
+        with seeded(self.seed, resolve_device(self.device)):
+            return method, method.search(self._build(graph.num_features, graph.num_classes), graph, outputs)
 
     def _fit_best(
         self,
@@ -645,8 +702,37 @@ class Student(_Estimator):
         progress: bool,
         on_epoch: OnEpoch | None,
     ) -> Student:
-        observed = graph.observed()
-        with seeded(self.seed, resolve_device(self.device)):
+        task = self._prepare(method, graph, outputs, indicators=indicators)
+        identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint()}
+        if checkpoint is not None and outputs is not None:
+            identity["outputs"] = outputs.fingerprint()
+        history = fit(
+            task.model,
+            task.method,
+            task.batches,
+            task.validate,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            identity=identity,
+            observe=task.observe,
+            progress=f"{method.name} · {graph.name}" if progress else None,
+            on_epoch=on_epoch,
+            **self._fit_options(),
+        )
+        return self._finish(task, history, graph, outputs)
+
+    def _prepare(
+        self,
+        method: Method,
+        graph: Graph,
+        outputs: TeacherOutputs | None,
+        *,
+        indicators: bool = False,
+        place: Callable[[Any], Any] | None = None,
+    ) -> _Task:
+        """Return what training takes, on the device; ``place`` puts features there, default by a copy of their own."""
+        observed, device = graph.observed(), resolve_device(self.device)
+        with seeded(self.seed, device):
             position = method.positions(observed)
             x = observed.features if position is None else features(torch.cat([observed.x, position], 1))
             model = self._build(x.shape[1], graph.num_classes)
@@ -655,7 +741,7 @@ class Student(_Estimator):
             targets, edge_index = method.prepare(observed, outputs), method.edges(observed)
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
-            x,
+            x if place is None else place(x),
             observed.y,
             train,
             targets,
@@ -664,11 +750,7 @@ class Student(_Estimator):
             reference_schedule=self.reference_schedule and bool(method.needs),
             edge_index=edge_index,
             edge_batch_size=self.edge_batch_size,
-        )
-        identity = {"config": self._config(), "fingerprint": observed.fingerprint()}
-        if checkpoint is not None and outputs is not None:
-            identity["outputs"] = outputs.fingerprint()
-        batches.to(resolve_device(self.device))
+        ).to(device)
         x_val, y_val = batches.x[val], batches.y[val]
 
         def observe() -> dict[str, float]:
@@ -682,24 +764,19 @@ class Student(_Estimator):
                 found |= compared._asdict()
             return found
 
-        history = fit(
-            model,
-            method,
-            batches,
-            lambda: metrics.score(graph.metric, model(x_val).logits, y_val),
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            identity=identity,
-            observe=observe,
-            progress=f"{method.name} · {graph.name}" if progress else None,
-            on_epoch=on_epoch,
-            **self._fit_options(),
-        )
-        self._trained(model, history, observed, graph.setting)
-        self.position_ = None if position is None else (observed.node_id, position)
-        self.meta_["figures"] = dict(method.figures)
-        if position is not None:
-            self.meta_["position_channels"] = position.size(1)
+        def validate() -> float:
+            return metrics.score(graph.metric, model(x_val).logits, y_val)
+
+        return _Task(model, method, batches, validate, observe, position)
+
+    def _finish(self, task: _Task, history: History, graph: Graph, outputs: TeacherOutputs | None) -> Student:
+        """Become what the task was trained to."""
+        observed = graph.observed()
+        self._trained(task.model, history, observed, graph.setting)
+        self.position_ = None if task.position is None else (observed.node_id, task.position)
+        self.meta_["figures"] = dict(task.method.figures)
+        if task.position is not None:
+            self.meta_["position_channels"] = task.position.size(1)
             self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
         self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
         return self
@@ -720,16 +797,7 @@ class Student(_Estimator):
                 self._check_same(x)
                 position = of_neighbours(self.position_[1], self.position_[0], x)
             x = x.x
-        width = self.meta_["in_channels"]
-        try:
-            x = torch.as_tensor(x).to(torch.float32)
-        except (TypeError, ValueError, RuntimeError):
-            raise G2MError(f"x: expected features of shape [N, {width}] (got {type(x).__name__}).") from None
-        if x.dim() != 2 or x.size(1) != width:
-            raise G2MError(f"x: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
-        if not torch.isfinite(x).all():
-            row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-            raise G2MError(f"x: expected finite features (got NaN or infinity, the first in row {row}).")
+        x = checked_features(x, self.meta_["in_channels"])
         if self.position_ is not None:
             position = x.new_zeros(len(x), self.meta_["position_channels"]) if position is None else position
             x = torch.cat([x, position], 1)
@@ -750,18 +818,22 @@ class Student(_Estimator):
 
     def predict_proba(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Return class probabilities ``[N, C]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return _like(x, self.predict_logits(x).softmax(-1))
+        return like(x, self.predict_logits(x).softmax(-1))
 
     def predict(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Return classes ``[N]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return _like(x, self.predict_logits(x).argmax(-1))
+        return like(x, self.predict_logits(x).argmax(-1))
 
     def evaluate(self, graph: Graph) -> dict[str, float]:
         """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.
 
         ``cold`` are the unseen nodes if nothing is known of their edges: most students never look at one.
         """
-        return _scores(graph, self.predict_logits(graph), lambda: self.predict_logits(graph.x))
+        return scores(self.answers(graph), graph.metric)
+
+    def answers(self, graph: Graph) -> dict[str, Answer]:
+        """Return logits and labels by part, those that :meth:`evaluate` scores: for a metric of your own."""
+        return _answers(graph, self.predict_logits(graph), lambda: self.predict_logits(graph.x))
 
     def score(self, graph: Graph, part: str = "test") -> float:
         """Return the graph's metric on one part, default ``"test"``."""
@@ -783,6 +855,26 @@ class Student(_Estimator):
             tensors |= dict(zip(_POSITION, self.position_, strict=True))
         return storage.write(path, "student", tensors, meta)
 
+    def export(
+        self,
+        path: str | Path,
+        *,
+        precision: str = "float32",
+        calibration: Tensor | np.ndarray | None = None,
+        graph: Graph | None = None,
+        class_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        scores: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Write the student as one file that runs without g2m, ``.onnx`` or ``.pt2``, and a model card beside it.
+
+        Arguments and errors are those of :func:`g2m.export.export`. :class:`~g2m.Exported` opens the file.
+        """
+        from g2m.export import export
+
+        names = {"class_names": class_names, "feature_names": feature_names}
+        return export(self, path, precision=precision, calibration=calibration, graph=graph, scores=scores, **names)
+
     @classmethod
     def load(cls, path: str | Path) -> Student:
         """Read a saved student. Its method need not be known here: predicting does not take it."""
@@ -796,7 +888,22 @@ class Student(_Estimator):
         return _restore(student, tensors, meta, path)
 
 
-def _like(given: Any, result: Tensor) -> Any:
+def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0) -> Tensor:
+    """Return features as float32 ``[N, F]``, or say what is wrong; ``first``: what their first row counts as."""
+    try:
+        x = torch.as_tensor(x).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {type(x).__name__}).") from None
+    if x.dim() != 2 or x.size(1) != width:
+        raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
+    if not x.sum().isfinite() and not torch.isfinite(x).all():  # the sum alone is one pass, and rarely overflows
+        row = first + int((~torch.isfinite(x)).any(1).nonzero()[0])
+        raise G2MError(f"{argument}: expected finite features (got NaN or infinity, the first in row {row}).")
+    return x
+
+
+def like(given: Any, result: Tensor) -> Any:
+    """Return an array if an array was given, else the tensor."""
     return result.numpy() if isinstance(given, np.ndarray) else result
 
 

@@ -5,30 +5,114 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
+
+import tomli_w
 
 from g2m.errors import G2MError, check_keys, choose
+from g2m.errors import nearest as nearest_name
 from g2m.methods import REGISTRY
 from g2m.models import BACKBONES
+from g2m.spaces import Recorder, check_space
+from g2m.storage import write_text
 
-_KEYS = ("data", "teacher", "method", "data_options", "teacher_options", "student_options", "paper")
+_TABLES = ("data_options", "teacher_options", "student_options")
+_OF_NO_RESULT = ("space", "tuned", "paper")
 # What a run sets itself: the card's name, the seed of the cell …
 _OF_THE_RUN = {
     "data_options": ("name", "seed", "setting", "root"),
     "teacher_options": ("model", "seed"),
     "student_options": ("method", "seed"),
+    "space": ("seed", "device", "method", "teacher.model", "teacher.seed", "teacher.device"),
+    "tuned": (),
     "paper": (),
 }
 _OF_ANY_STUDENT = ("hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "max_epochs", "patience")
 _INSTALLED = Path(__file__).parent / "_experiments"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "sweeps"
+TUNED, CONDENSED = FOLDER / "tuned", FOLDER / "condensed"
+
+
+class ExperimentFile:
+    """What every experiment has in common: it is a TOML file, options are set by ``key=value``, a space is searched.
+
+    Attributes:
+        required: keys that the file must have.
+        example: of an option.
+        space: what a sweep searches, in the words of :mod:`g2m.spaces`.
+        tuned: how a sweep found the options, and their scores.
+        paper: published scores.
+    """
+
+    required: ClassVar[tuple[str, ...]]
+    example: ClassVar[str]
+    space: dict[str, Any]
+    tuned: dict[str, Any]
+    paper: dict[str, Any]
+
+    def changed(self, options: Mapping[str, Any]) -> Self:
+        """Return the experiment with options set; what is set is no longer searched."""
+        raise NotImplementedError
+
+    def searched(self, *, sizes: bool = False) -> Self:
+        """Return the experiment with its ``space`` spelt out, with the sizes of the network in it if asked."""
+        raise NotImplementedError
+
+    def cell(self, setting: str, seed: int) -> Any:
+        """Return the run of a benchmark that trains and scores this on one seed."""
+        raise NotImplementedError
+
+    def trials(self, setting: str, **options: Any) -> Any:
+        """Return what trains this for a sweep, see :class:`g2m.trials.NodeTrials`."""
+        raise NotImplementedError
+
+    def study_name(self, setting: str) -> str:
+        """Return what a sweep is called in its storage, unless told otherwise."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a TOML file; an unknown key is an error with the nearest match."""
+        path, content = Path(path), read_toml(path)
+        check_keys(path.name, content, [each.name for each in fields(cls)])
+        for key in cls.required:
+            if key not in content:
+                raise G2MError(f"path: {str(path)!r} lacks the key {key!r}.")
+        return cls(**content)
+
+    def write(self, path: str | Path) -> Path:
+        """Write a TOML file that :meth:`read` reads."""
+        content = {key: value for key, value in asdict(self).items() if value not in (None, {})}
+        return write_text(path, tomli_w.dumps(content))
+
+    def override(self, options: Iterable[str]) -> Self:
+        """Return the experiment with ``key=value`` options set, see ``changed``; values are TOML, or bare words."""
+        return self.changed(key_values(options, self.example))
+
+    def config(self) -> dict[str, Any]:
+        """Return everything that decides a result, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key not in _OF_NO_RESULT}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Raises:
+        G2MError: if there is none, or it is not TOML.
+    """
+    if not path.is_file():
+        raise G2MError(f"path: no experiment file {str(path)!r}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise G2MError(f"path: {str(path)!r} is not valid TOML ({error}).") from None
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(ExperimentFile):
     """What to run: a data set, a teacher, a method, and the options of each.
 
     Args:
@@ -38,9 +122,15 @@ class Experiment:
         data_options: of :func:`g2m.load`.
         teacher_options: of :class:`~g2m.Teacher`.
         student_options: of :class:`~g2m.Student`.
+        space: what a sweep searches, by option, ``"teacher.lr"`` for the teacher's, in the words of
+            :mod:`g2m.spaces`. Empty (default): see :meth:`searched`.
+        tuned: how a sweep found these options, and their scores.
         paper: published scores as ``{setting: {"teacher" | "student": {part: [mean, std]}}}`` in percent, and
             ``source``.
     """
+
+    required = ("data", "method")
+    example = "teacher.lr=0.01"
 
     data: str
     method: str
@@ -48,6 +138,8 @@ class Experiment:
     data_options: dict[str, Any] = field(default_factory=dict)
     teacher_options: dict[str, Any] = field(default_factory=dict)
     student_options: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     paper: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,43 +154,65 @@ class Experiment:
             choose("teacher", self.teacher, BACKBONES)
         elif needs:
             raise G2MError(f"teacher: method {self.method!r} learns from one. Name it: {', '.join(BACKBONES)}.")
+        check_space(self.space)
 
-    @classmethod
-    def read(cls, path: str | Path) -> Experiment:
-        """Read a TOML file; an unknown key is an error with the nearest match."""
-        path = Path(path)
-        if not path.is_file():
-            raise G2MError(f"path: no experiment file {str(path)!r}.")
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise G2MError(f"path: {str(path)!r} is not valid TOML ({error}).") from None
-        check_keys(path.name, content, _KEYS)
-        for key in ("data", "method"):
-            if key not in content:
-                raise G2MError(f"path: {str(path)!r} lacks the key {key!r}.")
-        return cls(**content)
+    def changed(self, options: Mapping[str, Any]) -> Experiment:
+        """Return the experiment with options set; what is set is no longer searched.
 
-    def override(self, options: Iterable[str]) -> Experiment:
-        """Return the experiment with ``key=value`` options set; values are TOML, bare words are strings.
-
-        ``teacher.lr=0.01`` goes to the teacher, ``data.num_nodes=500`` to the data, ``dropout=0.5`` to the student, and
-        ``glnn.tau=2`` to the student if its method is that one.
+        ``teacher.lr`` goes to the teacher, ``data.num_nodes`` to the data, ``dropout`` to the student, and ``glnn.tau``
+        to the student if its method is that one.
         """
         groups: dict[str, dict[str, Any]] = {name: {} for name in ("data", "teacher", "student", *REGISTRY)}
-        for key, value in key_values(options, "teacher.lr=0.01").items():
+
+        def place(key: str) -> tuple[str, str]:
             group, dot, name = key.rpartition(".")
-            groups[choose("-o: the part before the dot", group, groups) if dot else "student"][name] = value
+            return choose("-o: the part before the dot", group, groups) if dot else "student", name
+
+        for key, value in options.items():
+            group, name = place(key)
+            groups[group][name] = value
+        of_student = groups["student"] | groups[self.method]
+        groups |= {"student": of_student, self.method: of_student}
         return replace(
             self,
             data_options=self.data_options | groups["data"],
             teacher_options=self.teacher_options | (groups["teacher"] if self.teacher is not None else {}),
-            student_options=self.student_options | groups["student"] | groups[self.method],
+            student_options=self.student_options | of_student,
+            space={key: spec for key, spec in self.space.items() if place(key)[1] not in groups[place(key)[0]]},
         )
 
-    def config(self) -> dict[str, Any]:
-        """Return everything that decides a result, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "paper"}
+    def searched(self, *, sizes: bool = False) -> Experiment:
+        """Return the experiment with its ``space`` spelt out; by default it is the method's own and any student's.
+
+        Args:
+            sizes: by default, also the student's width and depth; default False.
+        """
+        if self.space:
+            return self
+        recorder = Recorder()
+        REGISTRY[self.method].space(recorder)
+        return replace(self, space={**_OF_A_STUDENT, **(_SIZES if sizes else {}), **recorder.space})
+
+    def cell(self, setting: str, seed: int) -> Any:
+        from g2m.bench import Cell  # which reads experiments
+
+        return Cell(self, setting, seed)
+
+    def trials(self, setting: str, **options: Any) -> Any:
+        from g2m.trials import NodeTrials
+
+        return NodeTrials(setting, **options)
+
+    def study_name(self, setting: str) -> str:
+        return "-".join(filter(None, (self.data, self.teacher, self.method, setting)))
+
+
+_OF_A_STUDENT = {
+    "lr": {"low": 1e-3, "high": 3e-2, "log": True},
+    "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True},
+    "dropout": {"low": 0.0, "high": 0.8, "step": 0.1},
+}
+_SIZES = {"hidden_channels": [16, 32, 64, 128, 256], "num_layers": [2, 3]}
 
 
 def key_values(options: Iterable[str], example: str) -> dict[str, Any]:
@@ -128,8 +242,58 @@ def _value(text: str) -> Any:
 @cache
 def shipped() -> Mapping[tuple[str, str, str | None], Experiment]:
     """Return the experiments that come with g2m, by (data, method, teacher)."""
-    found = [Experiment.read(path) for path in sorted(FOLDER.glob("*/*.toml"))]
-    return {(e.data, e.method, e.teacher): e for e in found}
+    return _by_key(path for path in FOLDER.glob("*/*.toml") if path.parent not in (TUNED, CONDENSED))
+
+
+@cache
+def tuned() -> Mapping[tuple[str, str, str | None], Experiment]:
+    """Return the experiments whose options a sweep of ours found, by (data, method, teacher)."""
+    return _by_key(TUNED.glob("*.toml"))
+
+
+def _by_key(paths: Iterable[Path]) -> dict[tuple[str, str, str | None], Experiment]:
+    return {(e.data, e.method, e.teacher): e for e in map(Experiment.read, sorted(paths))}
+
+
+def open_experiment(name: str | Path) -> ExperimentFile:
+    """Return the experiment of a TOML file, or a shipped one by its name, ``"glnn/cora-cpf-sage"``: of a student, or of
+    condensation if it has the key ``condense``.
+
+    Raises:
+        G2MError: if there is no such file, with the nearest name, or its content is wrong.
+    """
+    path = _find_file(name)
+    if "condense" not in read_toml(path):
+        return Experiment.read(path)
+    from g2m.condense.experiment import CondenseExperiment  # condensation is a part of its own
+
+    return CondenseExperiment.read(path)
+
+
+def _find_file(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix == ".toml" and path.exists():
+        return path
+    names = {str(p.relative_to(FOLDER).with_suffix("")): p for p in sorted(FOLDER.glob("*/*.toml"))}
+    word = str(path.with_suffix("") if path.suffix == ".toml" else path).removeprefix("sweeps/")
+    if word in names:
+        return names[word]
+    raise G2MError(f"FILE: no experiment file {str(name)!r}, nor one of that name with g2m.{nearest_name(word, names)}")
+
+
+def find_tuned(data: str, method: str, teacher: str | None = None) -> Experiment:
+    """Return the experiment whose options a sweep of ours found.
+
+    Raises:
+        G2MError: if there is none; it says what there is.
+    """
+    key = _key(data, method, teacher)
+    found = tuned().get(key)
+    if found is None:
+        there = ", ".join("-".join(filter(None, key)) for key in tuned()) or "none"
+        asked = "-".join(filter(None, key))
+        raise G2MError(f"--tuned: no tuned options for {asked}; there are {there}. Run g2m sweep to find some.")
+    return found
 
 
 def find(data: str, method: str, teacher: str | None = None) -> Experiment:
@@ -166,7 +330,7 @@ def nearest(config: Mapping[str, Any]) -> Experiment:
     key = (config["data"], config["method"], config["teacher"])
 
     def differences(experiment: Experiment) -> int:
-        tables = [(getattr(experiment, name), config[name]) for name in _KEYS if name.endswith("_options")]
+        tables = [(getattr(experiment, name), config[name]) for name in _TABLES]
         return sum(a.get(option) != b.get(option) for a, b in tables for option in a | b)
 
     return min((find(*key), alike(*key)), key=differences)

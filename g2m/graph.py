@@ -266,6 +266,20 @@ class Graph:
                 self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
             )
 
+    def for_selection(self) -> Graph:
+        """Return what may decide hyper-parameters: the observed graph, its parts ``train`` and ``val``, their labels.
+
+        Other nodes are unlabelled in it (-1), so that no score on them can be had.
+        """
+        observed = self.observed()
+        split = {part: observed.part(part) for part in ("train", "val")}
+        y = torch.full_like(observed.y, -1)
+        for ids in split.values():
+            y[ids] = observed.y[ids]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "graph .* has no edges")  # said already
+            return replace(observed, y=y, split=split)
+
     @cached_property
     def _digests(self) -> dict[bool, str]:
         digest = hashlib.sha256(f"{self.num_classes}|{self.metric}".encode())

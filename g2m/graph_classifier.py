@@ -13,7 +13,7 @@ from g2m import metrics, storage
 from g2m.batches import Batch, GraphBatches, check_batch_size
 from g2m.condense.program import Program
 from g2m.errors import G2MError, check_keys, check_whole, choose
-from g2m.estimators import OnEpoch, _Estimator, _restore
+from g2m.estimators import Answer, OnEpoch, _Estimator, _restore, scores
 from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, divides_by_degrees, shape_of
 from g2m.graphs import Graphs
 from g2m.models import Output, backbone_options
@@ -205,14 +205,14 @@ class GraphClassifier(_Estimator):
 
     def evaluate(self, graphs: Graphs, metric: str | None = None) -> dict[str, float]:
         """Return scores by part, ``val`` and ``test``, by the graphs' metric or another."""
+        return scores(self.answers(graphs), metric or graphs.metric)
+
+    def answers(self, graphs: Graphs) -> dict[str, Answer]:
+        """Return logits and labels by part, those that :meth:`evaluate` scores: for a metric of your own."""
         self._check_fitted()
         _check_graphs(graphs)
-        scores = {}
-        for part in ("val", "test"):
-            if part in graphs.split:
-                some = graphs.subset(graphs.part(part))
-                scores[part] = metrics.score(metric or graphs.metric, self.predict_logits(some), some.y)
-        return scores
+        some = {part: graphs.subset(graphs.part(part)) for part in ("val", "test") if part in graphs.split}
+        return {part: (self.predict_logits(graphs), graphs.y) for part, graphs in some.items()}
 
     def score(self, graphs: Graphs, part: str = "test") -> float:
         """Return the graphs' metric on one part, default ``"test"``."""

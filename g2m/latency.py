@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from g2m.batches import to_device
+from g2m.errors import G2MError, check_whole
 from g2m.estimators import Student, Teacher
+from g2m.export import Exported
 from g2m.graph import Graph
 from g2m.models import mean_adjacency
-from g2m.sparse import receptive_field
+from g2m.positions import of_neighbours
+from g2m.sparse import receptive_field, sampled_field
 
 SIZES = (1, 1000)
+REPEATS, DRAWS = 1000, 64  # of a comparison: calls a measurement, and sets of nodes that they take in turn
+
+Way = Callable[[Tensor], tuple[Tensor, int]]  # ids [n] to logits [n, C] and how many nodes' features were read
 
 
 def measure(call: Callable[[], Any], *, repeats: int = 30, seconds: float = 1.0) -> dict[str, float]:
@@ -76,30 +89,161 @@ def teacher_latency(
         sizes: default 1 and 1000.
         seconds: spent at most on each size and each of the two ways, see :func:`measure`; default 1.
     """
-    model = teacher.model_.eval()
-    inputs = x, adjacency = model.inputs(graph)
-
-    @torch.no_grad()
-    def whole() -> Tensor:
-        return model(*inputs).logits
-
-    @torch.no_grad()
-    def fetched(nodes: Tensor) -> Tensor:
-        field, layers = receptive_field(adjacency, nodes, model.hops)
-        return model(x[field], layers).logits
-
-    result = {}
+    ways, result = _ways(teacher, graph), {}
     for size in sizes:
         nodes = _nodes(graph, size).unique()  # asked twice, a node is answered once
-        times = [measure(whole, seconds=seconds)]
-        if hasattr(model, "hops"):  # a module of the user's own does not say how far it looks
-            times.append(measure(partial(fetched, nodes), seconds=seconds))
+        times = [measure(partial(_answer, way, nodes), seconds=seconds) for way in ways.values()]
         result[size] = min(times, key=lambda time: time["p50"])
     return result
 
 
-def _nodes(graph: Graph, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _ways(teacher: Teacher, graph: Graph, *, device: str = "cpu", fan_out: Sequence[int] = ()) -> dict[str, Way]:
+    """Return by what ways a teacher answers for nodes: over the whole graph, what they need of it, or a sample of that.
+
+    Everything is on the device beforehand, but for the ids of the nodes; the answer comes back.
+    """
+    model = (teacher.model_ if device == "cpu" else copy.deepcopy(teacher.model_).to(device)).eval()
+    inputs = x, adjacency = tuple(to_device(value, device) for value in model.inputs(graph))
+
+    @torch.no_grad()
+    def whole(nodes: Tensor) -> tuple[Tensor, int]:
+        return model(*inputs).logits[nodes.to(device)].cpu(), graph.num_nodes
+
+    @torch.no_grad()
+    def fetched(nodes: Tensor) -> tuple[Tensor, int]:
+        field, layers = receptive_field(adjacency, nodes.to(device), model.hops)
+        return model(x[field], layers).logits.cpu(), len(field)
+
+    @torch.no_grad()
+    def sampled(nodes: Tensor) -> tuple[Tensor, int]:
+        field, layers = sampled_field(adjacency, nodes.to(device), fan_out)
+        return model(x[field], layers).logits.cpu(), len(field)
+
+    if not hasattr(model, "hops"):  # a module of the user's own does not say how far it looks
+        return {"whole graph": whole}
+    if fan_out and len(fan_out) != model.hops:
+        raise G2MError(
+            f"fan_out: expected {model.hops} numbers, one for each layer of the teacher, the first layer first "
+            f"(got {', '.join(map(str, fan_out))})."
+        )
+    return {"whole graph": whole, "all neighbours": fetched} | ({"sampled": sampled} if fan_out else {})
+
+
+def compare(
+    teacher: Teacher,
+    student: Student,
+    graph: Graph,
+    *,
+    sizes: Sequence[int] = (1, 10, 1000),
+    fan_out: Sequence[int] = (),
+    seconds: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Return how long teacher and student take for so many nodes, on CPU and, where there is one, on GPU.
+
+    The teacher fetches all of the nodes' neighbourhood from the stored graph (where a pass over the whole graph is
+    faster, that counts) and, if asked to, a sample of it; the student reads the nodes' features. Every call asks about
+    other nodes. Graph and weights are in memory beforehand. Where onnx, onnxscript and onnxruntime are installed, the
+    student is measured as an ``.onnx`` file, too, on CPU.
+
+    Args:
+        teacher: fitted.
+        student: fitted. One with positions looks up those of the nodes' neighbours first; its file has none.
+        graph: has the nodes, their neighbours and all else.
+        sizes: numbers of nodes, from 1; default 1, 10 and 1000.
+        fan_out: neighbours sampled a node, by layer of the teacher, the first first, from 1 each; default: none.
+        seconds: spent at most on each measurement, see :func:`measure`; default 1.
+
+    Returns:
+        Rows of ``model``, ``device``, ``nodes`` asked about, ``p50`` and ``p99`` in milliseconds, ``nodes_per_second``,
+        ``speedup`` (teacher's p50 on the same device over this one's), and ``read``, the nodes whose features are read
+        for an answer, on average.
+
+    Raises:
+        G2MError: if the graph has other features than the two were trained on, or an argument is not as above.
+    """
+    for name, fitted in {"teacher": teacher, "student": student}.items():
+        fitted._check_fitted()
+        if fitted.meta_["in_channels"] != graph.num_features:
+            raise G2MError(
+                f"graph: expected {fitted.meta_['in_channels']} features, as the {name} was trained on "
+                f"(got {graph.num_features}, of {graph.name!r})."
+            )
+    if not sizes:
+        raise G2MError("sizes: expected at least one number of nodes (got none).")
+    sizes = [check_whole("sizes", size) for size in sizes]
+    fan_out = [check_whole("fan_out", most) for most in fan_out]
+    exported = _exported(student)
+    rows = []
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        ways = _ways(teacher, graph, device=device, fan_out=fan_out)
+        if fan_out and "sampled" not in ways:
+            raise G2MError("fan_out: a module of one's own does not say what it samples. Leave it out.")
+        sample = {f"teacher, {','.join(map(str, fan_out))} sampled": [ways.pop("sampled")]} if fan_out else {}
+        models = {
+            "teacher, all neighbours": [*ways.values()],
+            **sample,
+            "student": [_features_way(student, graph, device)],
+        }
+        if exported is not None and device == "cpu":
+            models["student, onnxruntime"] = [lambda nodes: (exported.predict_logits(graph.x[nodes]), len(nodes))]
+        for size in sizes:
+            draws = [_nodes(graph, size, seed).unique() for seed in range(DRAWS)]
+            times = {
+                model: min((_time(way, draws, seconds) for way in ways), key=_p50) for model, ways in models.items()
+            }
+            rows += [
+                {"model": model, "device": device, "nodes": size, "p50": time["p50"], "p99": time["p99"]}
+                | {"nodes_per_second": 1e3 * size / time["p50"]}
+                | {"speedup": times["teacher, all neighbours"]["p50"] / time["p50"], "read": time["read"]}
+                for model, time in times.items()
+            ]
+    return rows
+
+
+def _answer(way: Way, nodes: Tensor) -> Tensor:
+    return way(nodes)[0]
+
+
+def _p50(time: dict[str, float]) -> float:
+    return time["p50"]
+
+
+def _time(way: Way, draws: Sequence[Tensor], seconds: float) -> dict[str, float]:
+    turn = itertools.cycle(draws)
+    read = statistics.fmean(way(nodes)[1] for nodes in draws[:3])
+    return measure(lambda: _answer(way, next(turn)), repeats=REPEATS, seconds=seconds) | {"read": read}
+
+
+def _features_way(student: Student, graph: Graph, device: str) -> Way:
+    """Return how a student answers for nodes; its weights are on the device beforehand."""
+    adjacency = position = None
+    if student.position_ is not None:
+        position, adjacency = of_neighbours(*reversed(student.position_), graph), mean_adjacency(graph)
+    model, on_cpu = copy.deepcopy(student.model_).to(device).eval(), copy.copy(student)
+    on_cpu.device = "cpu"
+
+    @torch.no_grad()
+    def ask(nodes: Tensor) -> tuple[Tensor, int]:
+        x, read = graph.x[nodes], len(nodes)
+        if adjacency is not None:
+            rows = adjacency.rows(nodes)
+            x, read = torch.cat([x, rows @ position], 1), rows.nnz
+        elif device == "cpu":
+            return on_cpu.predict_logits(x), read  # with the checks an exported one makes as well
+        return model(x.to(device)).logits.cpu(), read
+
+    return ask
+
+
+def _exported(student: Student) -> Exported | None:
+    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        return None
+    with TemporaryDirectory() as folder:
+        return Exported.load(student.export(Path(folder, "student.onnx")))
+
+
+def _nodes(graph: Graph, size: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     if size <= graph.num_nodes:
         return torch.randperm(graph.num_nodes, generator=generator)[:size]
     return torch.randint(graph.num_nodes, (size,), generator=generator)

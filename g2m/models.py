@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv
@@ -65,15 +65,30 @@ def dropout(x: Tensor | CSR, p: float, training: bool) -> Tensor | CSR:
     return x.dropout(p, training) if isinstance(x, CSR) else F.dropout(x, p, training)
 
 
+class Part(NamedTuple):
+    """A member's share in :func:`relu_dropout_of`: how many entries, dropped with what chance, drawn from what."""
+
+    size: int
+    p: float
+    generator: Generator | None = None
+
+
 class _ReluDropout(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
-        level = min(round(p * 2**16), 2**16 - 1)
-        ctx.scale = 1 / (1 - level / 2**16)
-        for part in x.view(-1).split(2**20):  # stays in cache
-            # Sixteen random bits an entry: a quarter of the draws, and these are what dropout costs on CPU.
-            bits = torch.empty(-(-len(part) // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-            part.mul_(bits[: len(part)] >= level - 2**15).clamp_min_(0).mul_(ctx.scale)
+    def forward(ctx, x: Tensor, parts: Sequence[Part]) -> Tensor:
+        zero_below, scales = torch.ops.aten.threshold_backward.grad_input, []
+        for row, (size, p, generator) in zip(x.view(len(parts), -1), parts, strict=True):
+            level = min(round(p * 2**16), 2**16 - 1)
+            scales.append(1 / (1 - level / 2**16) if p < 1 else 0.0)
+            for part in row[:size].split(2**20):  # stays in cache
+                part.clamp_min_(0)
+                if 0 < p < 1:
+                    # Sixteen random bits an entry: a quarter of the draws, and these are what dropout costs on CPU.
+                    bits = torch.empty(-(-len(part) // 4), dtype=torch.int64)
+                    bits = bits.random_(-(2**63), None, generator=generator).view(torch.int16)[: len(part)]
+                    zero_below(part, bits.to(x.dtype), level - 2**15 - 0.5, grad_input=part)  # no mask is made
+                part.mul_(scales[-1])
+        ctx.scales = scales
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         return x
@@ -81,7 +96,14 @@ class _ReluDropout(Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors  # positive where it was kept and the ReLU open: no mask is stored
-        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        if len({*ctx.scales}) == 1:
+            return grad.mul_(ctx.scales[0]), None
+        return grad.view(len(ctx.scales), -1).mul_(grad.new_tensor(ctx.scales)[:, None]).view_as(y), None
+
+
+def _in_place(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
 
 
 def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -89,9 +111,19 @@ def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     ``x`` may be written into.
     """
-    if training and 0 < p < 1 and x.device.type == "cpu" and x.is_contiguous():
-        return _ReluDropout.apply(x, p)
+    if training and 0 < p < 1 and _in_place(x):
+        return _ReluDropout.apply(x, [Part(x.numel(), p)])
     return F.dropout(F.relu(x), p, training)
+
+
+def relu_dropout_of(x: Tensor, parts: Sequence[Part]) -> Tensor:
+    """ReLU and dropout, in training, of several members' hidden states on CPU: each one's draws are those it has alone.
+
+    Args:
+        x: as many equal shares as there are parts, contiguous; may be written into.
+        parts: of each share, its first entries: what is behind them is filling.
+    """
+    return _ReluDropout.apply(x.contiguous(), parts)
 
 
 class BatchNorm(nn.BatchNorm1d):

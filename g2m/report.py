@@ -302,6 +302,34 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
     return _save(figure, path)
 
 
+def time_against_size(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
+    """Plot milliseconds against the number of nodes asked about, medians with a bar up to p99, and save it as a PNG.
+
+    Args:
+        rows: as of :func:`g2m.latency.compare`.
+        path: where to write.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = figure.subplots()
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["device"]), []).append(row)
+    several = len({device for _, device in lines}) > 1
+    for (model, device), line in lines.items():
+        nodes, p50, p99 = ([row[key] for row in line] for key in ("nodes", "p50", "p99"))
+        above = [high - middle for high, middle in zip(p99, p50, strict=True)]
+        label = f"{model}, {device}" if several else model
+        panel.errorbar(nodes, p50, yerr=[[0] * len(line), above], fmt="o-", capsize=3, label=label)
+    panel.set(title=title, xlabel="nodes asked about at once", ylabel="milliseconds: p50, bar up to p99")
+    panel.set(xscale="log", yscale="log")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    return _save(figure, path)
+
+
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: str | Path, *, title: str, xlabel: str
 ) -> Path:

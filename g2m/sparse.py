@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -68,17 +70,77 @@ class CSR:
 
     @cached_property
     def T(self) -> CSR:
+        if self.col.device.type == "cpu" and "_transposed" not in vars(self):
+            csc = self._scipy.tocsc()
+            return CSR(*map(torch.from_numpy, (csc.indptr, csc.indices, csc.data)), self.shape[::-1])
         crow, col, entry = self._transposed
         return CSR(crow, col, self.value[entry], self.shape[::-1])
 
+    @cached_property
+    def _scipy(self) -> csr_array:
+        """The same memory, as scipy sees it."""
+        parts = (self.value.numpy(), self.col.numpy(), self.crow.numpy())
+        return csr_array(parts, shape=self.shape)
+
     def rows(self, index: Tensor) -> CSR:
         """Return the matrix of the given rows, in the given order."""
+        if self.col.device.type == "cpu" and self.crow.dtype == self.col.dtype:  # a copy by row, not by entry
+            rows = self._scipy[index.numpy()]
+            return CSR(*map(torch.from_numpy, (rows.indptr, rows.indices, rows.data)), rows.shape)
         start, count = self.crow[index].long(), self.crow.diff()[index].long()
         crow = torch.zeros(len(index) + 1, dtype=torch.long, device=self.col.device)
         crow[1:] = count.cumsum(0)
         entry = torch.arange(int(crow[-1]), device=self.col.device)
         entry += torch.repeat_interleave(start - crow[:-1], count)
         return CSR(crow.to(self.crow.dtype), self.col[entry], self.value[entry], (len(index), self.shape[1]))
+
+    def sampled_rows(self, index: Tensor, most: int) -> CSR:
+        """Return the given rows with at most so many entries each.
+
+        Of a longer row they are drawn at random, with replacement, and weigh more by as much as there are fewer: the
+        expected product is that of the whole row.
+        """
+        start = self.crow[index].long()
+        count = self.crow[index + 1].long() - start
+        taken = count.clamp(max=most)
+        crow = torch.zeros(len(index) + 1, dtype=torch.long, device=self.col.device)
+        crow[1:] = taken.cumsum(0)
+        row = torch.repeat_interleave(torch.arange(len(index), device=self.col.device), taken)
+        place = torch.arange(len(row), device=self.col.device) - crow[row]
+        drawn = (torch.rand(len(row), device=self.col.device, dtype=torch.float64) * count[row]).long()
+        entry = start[row] + torch.where(count[row] > most, drawn, place)
+        value = self.value[entry] * (count / taken)[row].to(self.value.dtype)
+        return CSR(crow.to(self.crow.dtype), self.col[entry], value, (len(index), self.shape[1]))
+
+    def split(self, sizes: Sequence[int]) -> list[CSR]:
+        """Return the matrices of so many rows each, one after the other."""
+        ends = self.crow[torch.tensor([0, *sizes]).cumsum(0).to(self.crow.device)].tolist()
+        pointers = zip(ends[:-1], ends[1:], sizes, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False)
+        return [
+            CSR(self.crow[row : row + size + 1] - a, self.col[a:b], self.value[a:b], (size, self.shape[1]))
+            for a, b, size, row in pointers
+        ]
+
+    @classmethod
+    def block_diagonal(cls, matrices: Sequence[CSR], rows: int | None = None) -> CSR:
+        """Return the matrix with those given, all as wide, along its diagonal.
+
+        Args:
+            matrices: of the same width.
+            rows: how many each is to have, the missing ones empty; default as many as it has.
+        """
+        width = matrices[0].shape[1]
+        height = sum(len(m) for m in matrices) if rows is None else rows * len(matrices)
+        nnz = [0, *itertools.accumulate(m.nnz for m in matrices)]
+        index = torch.int32 if max(nnz[-1], height, width * len(matrices)) < 2**31 else torch.int64
+        crow = [matrices[0].crow[:1].to(index)]
+        for m, before in zip(matrices, nnz, strict=False):
+            crow.append(m.crow[1:].to(index) + before)
+            if rows is not None and rows > len(m):
+                crow.append(crow[-1].new_full((rows - len(m),), before + m.nnz))
+        col = torch.cat([m.col.to(index) + i * width for i, m in enumerate(matrices)])
+        value = torch.cat([m.value for m in matrices])
+        return cls(torch.cat(crow), col, value, (height, width * len(matrices)))
 
     def with_value(self, value: Tensor) -> CSR:
         """Return the matrix with the same pattern and other entries."""
@@ -94,9 +156,8 @@ class CSR:
         return self.matrix.to_dense()
 
     def to(self, device: torch.device | str) -> CSR:
-        if self.value.device == torch.device(device):
-            return self
-        return CSR(self.crow.to(device), self.col.to(device), self.value.to(device), self.shape)
+        value = self.value.to(device)  # torch knows that "cuda" is the GPU it is on
+        return self if value is self.value else CSR(self.crow.to(device), self.col.to(device), value, self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -183,5 +244,24 @@ def receptive_field(adjacency: CSR, nodes: Tensor, num_layers: int) -> tuple[Ten
         field = torch.cat([nodes, sources[position[sources] < 0]])
         position[field] = torch.arange(len(field), dtype=position.dtype, device=position.device)
         layers.append(CSR(rows.crow, position[rows.col.long()], rows.value, (len(nodes), len(field))))
+        nodes = field
+    return nodes, layers[::-1]
+
+
+def sampled_field(adjacency: CSR, nodes: Tensor, fan_out: Sequence[int]) -> tuple[Tensor, list[CSR]]:
+    """Return what estimates for ``nodes`` take, as :func:`receptive_field` does, from a sample of the neighbours.
+
+    ``fan_out``: at most so many entries of a row, by layer, the first layer first: the last is of ``nodes`` themselves.
+    Nothing of the size of the graph is touched.
+    """
+    layers = []
+    for most in reversed(fan_out):
+        rows = adjacency.sampled_rows(nodes, most)
+        col = rows.col.long()
+        sources = col.unique()
+        field = torch.cat([nodes, sources[~torch.isin(sources, nodes)]])
+        ascending, order = field.sort()
+        position = order[torch.searchsorted(ascending, col)].to(rows.col.dtype)
+        layers.append(CSR(rows.crow, position, rows.value, (len(nodes), len(field))))
         nodes = field
     return nodes, layers[::-1]

@@ -31,11 +31,16 @@ def checksum(tensors: Mapping[str, Tensor], kind: str = "", meta: str = "") -> s
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file under a temporary name, then rename it."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file under a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

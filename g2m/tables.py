@@ -1,11 +1,16 @@
-"""Feature tables in, predictions out: .npy, .csv and .parquet."""
+"""Feature tables in, predictions out: .npy, .csv and .parquet, of any length, a chunk of rows at a time."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +18,83 @@ import pandas as pd
 from g2m.errors import G2MError
 
 SUFFIXES = (".npy", ".csv", ".parquet")
+VALUES = 2**22  # features held at a time; as rows, so many as are as wide
+
+Part = tuple[np.ndarray, np.ndarray]  # classes [n] and probabilities [n, C] of some rows
 
 
 def _suffix(argument: str, path: Path) -> str:
     if path.suffix not in SUFFIXES:
         raise G2MError(f"{argument}: expected a {', '.join(SUFFIXES)} file (got {str(path)!r}).")
     return path.suffix
+
+
+# -- features in -----------------------------------------------------------------------------------------------
+
+
+class Features:
+    """Features ``[N, F]`` of a file: iterate over their float32 chunks ``[n, F]``, at least one.
+
+    ``num_rows`` is N, or ``None`` where the file does not say (.csv).
+    """
+
+    def __init__(self, path: Path, in_channels: int, rows: int) -> None:
+        self.path, self.in_channels = path, in_channels
+        with self._reading():
+            self.num_rows, self._chunks = _OPEN[path.suffix](path, rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        chunks = self._chunks()
+        while True:
+            with self._reading():
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                chunk = self._checked(_numbers(chunk) if isinstance(chunk, pd.DataFrame) else chunk)
+            yield chunk
+
+    def _checked(self, array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind not in "fiub" or array.ndim != 2 or array.shape[1] != self.in_channels:
+            shape = [self.num_rows or len(array), *array.shape[1:]] if array.ndim else []
+            raise G2MError(
+                f"features: expected numbers of shape [N, {self.in_channels}], as the student was trained on "
+                f"(got {array.dtype} {shape})."
+            )
+        return array.astype(np.float32)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header are not cut
+                yield
+        except G2MError:
+            raise
+        except ImportError:
+            raise G2MError("features: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
+        except (ValueError, OSError, pd.errors.ParserWarning) as error:
+            raise G2MError(f"features: {str(self.path)!r} cannot be read ({error}).") from None
+
+
+def read_features(path: str | Path, in_channels: int, *, rows: int | None = None) -> Features:
+    """Open features ``[N, F]`` and read them as float32, chunk by chunk, when iterated over.
+
+    A CSV may have a header line or none: a first line of numbers is data.
+
+    Args:
+        path: ``.npy`` (mapped into memory, not read into it), ``.csv`` or ``.parquet``.
+        in_channels: F, the number of columns expected.
+        rows: of a chunk, from 1; default: as many as hold four million numbers.
+
+    Raises:
+        G2MError: if the file is missing or unreadable, a column is not numeric, or the width is not F; what is wrong
+            further down, when that is reached.
+    """
+    path = Path(path)
+    _suffix("features", path)
+    if not path.is_file():
+        raise G2MError(f"features: no file {str(path)!r}.")
+    return Features(path, in_channels, rows or max(1, VALUES // in_channels))
 
 
 def _is_number(text: str) -> bool:
@@ -29,49 +105,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def read_features(path: str | Path, in_channels: int) -> np.ndarray:
-    """Read features ``[N, F]`` as float32.
-
-    A CSV may have a header line or none: a first line of numbers is data.
-
-    Args:
-        path: ``.npy``, ``.csv`` or ``.parquet``.
-        in_channels: F, the number of columns expected.
-
-    Raises:
-        G2MError: if the file is missing or unreadable, a column is not numeric, or the width is not F.
-    """
-    path = Path(path)
-    suffix = _suffix("features", path)
-    if not path.is_file():
-        raise G2MError(f"features: no file {str(path)!r}.")
-    try:
-        if suffix == ".npy":
-            with path.open("rb") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-        elif suffix == ".parquet":
-            array = _numbers(pd.read_parquet(path))
-        else:
-            # A missing number reads as "nan": a first line with a hole in it is data, and refused later as such.
-            first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
-            header = None if all(map(_is_number, first)) else "infer"
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header are not cut
-                array = _numbers(pd.read_csv(path, header=header, index_col=False))
-    except ImportError:
-        raise G2MError("features: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
-        if isinstance(error, G2MError):
-            raise
-        raise G2MError(f"features: {str(path)!r} cannot be read ({error}).") from None
-    if array.dtype.kind not in "fiub" or array.ndim != 2 or array.shape[1] != in_channels:
-        raise G2MError(
-            f"features: expected numbers of shape [N, {in_channels}], as the student was trained on "
-            f"(got {array.dtype} {list(array.shape)})."
-        )
-    return array.astype(np.float32)
-
-
 def _numbers(frame: pd.DataFrame) -> np.ndarray:
     for column, dtype in frame.dtypes.items():
         if dtype.kind not in "fiub":
@@ -79,26 +112,125 @@ def _numbers(frame: pd.DataFrame) -> np.ndarray:
     return frame.to_numpy()
 
 
-def write_predictions(target: str | Path | IO[str], classes: np.ndarray, probabilities: np.ndarray) -> None:
-    """Write classes ``[N]`` and probabilities ``[N, C]`` as columns ``class``, ``p0`` … (.npy: one ``[N, 1 + C]``)."""
-    columns = {"class": classes} | {f"p{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
-    frame = pd.DataFrame(columns)
+Opened = tuple[int | None, Callable[[], Iterator[Any]]]
+
+
+def _open_npy(path: Path, rows: int) -> Opened:
+    array = np.lib.format.open_memmap(path, mode="r")  # of pickled objects it opens none
+    if array.ndim != 2:
+        return None, lambda: iter([array])
+    return len(array), lambda: (array[start : start + rows] for start in range(0, max(1, len(array)), rows))
+
+
+def _open_csv(path: Path, rows: int) -> Opened:
+    # A missing number reads as "nan": a first line with a hole in it is data, and refused later as such.
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+    header = None if all(map(_is_number, first)) else "infer"
+
+    def chunks() -> Iterator[pd.DataFrame]:
+        with pd.read_csv(path, header=header, index_col=False, chunksize=rows) as reader:
+            yield from reader
+
+    return None, chunks
+
+
+def _open_parquet(path: Path, rows: int) -> Opened:
+    from pyarrow import parquet
+
+    def chunks() -> Iterator[pd.DataFrame]:
+        with parquet.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                yield file.schema_arrow.empty_table().to_pandas()
+            for group in range(file.num_row_groups):  # by itself: no more than one is held
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                    yield batch.to_pandas()
+
+    with parquet.ParquetFile(path) as file:
+        return file.metadata.num_rows, chunks
+
+
+_OPEN = {".npy": _open_npy, ".csv": _open_csv, ".parquet": _open_parquet}
+
+
+# -- predictions out -------------------------------------------------------------------------------------------
+
+
+def write_predictions(target: str | Path | IO[str], parts: Iterable[Part]) -> int:
+    """Write predictions as columns ``class``, ``p0`` … (.npy: one ``[N, 1 + C]``), and return the number of rows.
+
+    Nothing is seen of them before the last part is written.
+
+    Args:
+        target: ``.npy``, ``.csv`` or ``.parquet``, or a stream for CSV.
+        parts: classes ``[n]`` and probabilities ``[n, C]``, in the order of rows; at least one.
+
+    Raises:
+        G2MError: on another kind of file, or if a package is missing.
+    """
     if not isinstance(target, (str, Path)):
-        frame.to_csv(target, index=False)
-        return
+        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+            count = _write_csv(file, _frames(parts))
+            file.seek(0)
+            shutil.copyfileobj(file, target)
+        return count
     path = Path(target)
-    suffix = _suffix("--out", path)
+    suffix, parts = _suffix("--out", path), iter(parts)
+    frames = _frames(chain([next(parts)], parts))  # what is wrong from the start leaves no folder behind
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
     try:
-        if suffix == ".npy":
-            np.save(temporary, frame.to_numpy())
-        elif suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            frame.to_parquet(temporary, index=False)
+        count = _WRITE[suffix](temporary, frames)
         temporary.replace(path)
     except ImportError:
         raise G2MError("--out: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
     finally:
         temporary.unlink(missing_ok=True)
+    return count
+
+
+def _frames(parts: Iterable[Part]) -> Iterator[pd.DataFrame]:
+    for classes, probabilities in parts:
+        names = [f"p{c}" for c in range(probabilities.shape[1])]
+        yield pd.DataFrame({"class": classes} | dict(zip(names, probabilities.T, strict=True)))
+
+
+def _write_csv(target: Path | IO[str], frames: Iterator[pd.DataFrame]) -> int:
+    if isinstance(target, Path):
+        with target.open("w", encoding="utf-8", newline="") as file:
+            return _write_csv(file, frames)
+    count = 0
+    for number, frame in enumerate(frames):
+        frame.to_csv(target, index=False, header=not number, lineterminator="\n")
+        count += len(frame)
+    return count
+
+
+def _write_parquet(path: Path, frames: Iterator[pd.DataFrame]) -> int:
+    from pyarrow import Table, parquet
+
+    first = Table.from_pandas(next(frames), preserve_index=False)
+    with parquet.ParquetWriter(path, first.schema) as writer:
+        count = 0
+        for table in chain([first], (Table.from_pandas(frame, preserve_index=False) for frame in frames)):
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+def _write_npy(path: Path, frames: Iterator[pd.DataFrame]) -> int:
+    first = next(frames)
+    header = {"descr": "<f8", "fortran_order": False, "shape": (0, first.shape[1])}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        begin, count = file.tell(), 0
+        for frame in chain([first], frames):
+            file.write(frame.to_numpy("<f8").tobytes())
+            count += len(frame)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, first.shape[1])})
+        if file.tell() != begin:  # numpy leaves room for any number of rows
+            raise OSError(f"{path}: the header of the .npy file outgrew its place.")
+    return count
+
+
+_WRITE = {".csv": _write_csv, ".npy": _write_npy, ".parquet": _write_parquet}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
 from g2m import storage
@@ -21,6 +22,7 @@ from g2m.errors import G2MError, check_range, check_whole
 from g2m.models import Output
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
+Forward = Callable[["Sequence[Run]", Sequence[Batch]], Sequence[Output]]
 
 
 class Batches(Protocol):
@@ -131,63 +133,170 @@ def fit(
     Raises:
         G2MError: if the loss is not finite, or the checkpoint belongs to another run.
     """
-    check_options(lr=lr, weight_decay=weight_decay, max_epochs=max_epochs, patience=patience, seed=seed)
-    device = resolve_device(device)
-    trained = nn.ModuleDict({"model": model, **({"loss": loss} if isinstance(loss, nn.Module) else {})}).to(device)
-    batches = batches.to(device)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    generator = Generator().manual_seed(seed)
+    run = Run(
+        model,
+        loss,
+        batches,
+        validate,
+        lr=lr,
+        weight_decay=weight_decay,
+        max_epochs=max_epochs,
+        patience=patience,
+        seed=seed,
+        device=device,
+        observe=observe,
+    )
     settings = {"lr": lr, "weight_decay": weight_decay, "max_epochs": max_epochs, "patience": patience, "seed": seed}
     identity = json.loads(json.dumps({**settings, **(identity or {})}))
-    history, best = History(), _copy(trained)
-
-    with seeded(seed, device):
+    with seeded(seed, run.device):
         if checkpoint is not None and Path(checkpoint).exists():
-            history, best = _resume(checkpoint, identity, trained, optimizer, generator, device)
-        started, saved = time.perf_counter() - history.seconds, time.perf_counter()
-        bar = tqdm(
-            total=max_epochs, initial=len(history), desc=progress, leave=False, disable=None if progress else True
-        )
+            _resume(checkpoint, identity, run)
+        saved, done = time.perf_counter(), len(run.history)
+        bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=None if progress else True)
         with bar:
-            while not _finished(history, max_epochs, patience):
-                record = {"epoch": len(history), **_epoch(trained, loss, batches.epoch(generator), optimizer)}
-                trained.eval()
-                with torch.no_grad():
-                    record["val"] = validate()
-                    record |= observe() if observe is not None else {}
-                if not math.isfinite(record["val"]):
-                    raise G2MError(f"val: the validation score is {record['val']}; does 'val' hold a single class?")
-                history.epochs.append(record)
-                if record["val"] >= history.best_score:
-                    history.best_epoch, history.best_score = record["epoch"], record["val"]
-                    _copy(trained, best)
-                history.seconds = time.perf_counter() - started
+            while not run.finished:
+                train_epoch([run], lambda _, batches: [model(*batch.inputs) for batch in batches])
+                if run.error is not None:
+                    raise run.error
                 if checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
-                    _save(checkpoint, identity, history, best, trained, optimizer, generator, device)
+                    _save(checkpoint, identity, run)
                     saved = time.perf_counter()
+                record = run.history.epochs[-1]
                 bar.update()
-                bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{history.best_score:.4f}", refresh=False)
+                bar.set_postfix(loss=f"{record['loss']:.3f}", val=f"{run.history.best_score:.4f}", refresh=False)
                 if on_epoch is not None:
                     on_epoch(record)
-    trained.load_state_dict(best)
-    trained.eval()
+    run.restore()
     if checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
-    return history
+    return run.history
 
 
-def _finished(history: History, max_epochs: int, patience: int) -> bool:
-    return len(history) >= max_epochs or len(history) - 1 - history.best_epoch >= patience
+class Adam:
+    """torch's Adam, fused, L2 inside; several runs take their steps in one call.
+
+    torch's kernel copies gradients that are not contiguous, to no end: it is shown transposed weights as they lie.
+
+    Attributes:
+        state: of every parameter the two moments and the number of steps.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        self.parameters, self.lr, self.weight_decay = list(parameters), lr, weight_decay
+        self.state = [
+            {
+                "exp_avg": torch.zeros_like(p, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
+                "step": torch.zeros((), device=p.device),
+            }
+            for p in self.parameters
+        ]
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    @staticmethod
+    @torch.no_grad()
+    def step(several: Sequence[Adam]) -> None:
+        """Take one step with each."""
+        together: dict[tuple[float, float], list[tuple[Tensor, ...]]] = {}
+        for one in several:
+            rows = together.setdefault((one.lr, one.weight_decay), [])
+            for p, state in zip(one.parameters, one.state, strict=True):
+                if p.grad is not None:
+                    tensors = [p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"]]
+                    if p.dim() == 2 and not p.is_contiguous():
+                        tensors = [tensor.t() for tensor in tensors]
+                    rows.append((*tensors, state["step"]))
+        for (lr, weight_decay), rows in together.items():
+            if rows:
+                p, grad, mean, square, step = map(list, zip(*rows, strict=True))
+                options = {"lr": lr, "weight_decay": weight_decay, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+                adam(p, grad, mean, square, [], step, fused=True, amsgrad=False, maximize=False, **options)
 
 
-def _epoch(
-    trained: nn.ModuleDict, loss: Loss, batches: Iterator[Batch], optimizer: torch.optim.Adam
-) -> dict[str, float]:
-    trained.train()
-    sums: dict[str, Tensor] = {}
-    steps = 0
-    for batch in batches:
-        parts = loss(trained["model"](*batch.inputs), batch)
+class Stream:
+    """torch's random streams as one of several runs has them: in a ``with`` block, they go on where it left off."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        defaults = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            defaults.append(torch.cuda.default_generators[index])
+        self.pairs = [(default, Generator(default.device).manual_seed(seed)) for default in defaults]
+
+    @property
+    def cpu(self) -> Generator:
+        return self.pairs[0][1]
+
+    def __enter__(self) -> None:
+        for default, own in self.pairs:
+            default.set_state(own.get_state())
+
+    def __exit__(self, *_: Any) -> None:
+        for default, own in self.pairs:
+            own.set_state(default.get_state())
+
+
+class Run:
+    """One model in training: what it is made of, and how far it is. Arguments are those of :func:`fit`.
+
+    Args:
+        own_stream: whether it has random streams of its own, for several trained at once, or, the default, torch's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Batches,
+        validate: Callable[[], float],
+        *,
+        lr: float,
+        weight_decay: float,
+        max_epochs: int,
+        patience: int,
+        seed: int,
+        device: torch.device | str,
+        observe: Callable[[], Mapping[str, float]] | None = None,
+        own_stream: bool = False,
+    ) -> None:
+        check_options(lr=lr, weight_decay=weight_decay, max_epochs=max_epochs, patience=patience, seed=seed)
+        self.device = resolve_device(device)
+        self.model, self.loss, self.validate, self.observe = model, loss, validate, observe
+        parts = {"model": model, **({"loss": loss} if isinstance(loss, nn.Module) else {})}
+        self.trained = nn.ModuleDict(parts).to(self.device)
+        self.batches = batches.to(self.device)
+        self.max_epochs, self.patience = max_epochs, patience
+        self.adam = Adam(self.trained.parameters(), lr, weight_decay)
+        self.generator = Generator().manual_seed(seed)
+        self.stream = Stream(seed, self.device) if own_stream else nullcontext()
+        self.history, self.best = History(), _copy(self.trained)
+        self.error: G2MError | None = None
+
+    @property
+    def finished(self) -> bool:
+        history = self.history
+        return len(history) >= self.max_epochs or len(history) - 1 - history.best_epoch >= self.patience
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do what concerns this run only: from its random streams, and keep a mistake of its user for ``error``."""
+        try:
+            with self.stream:
+                yield
+        except G2MError as error:
+            self.error = error
+
+    def restore(self) -> None:
+        """Leave the model in its best state."""
+        self.trained.load_state_dict(self.best)
+        self.trained.eval()
+
+    def parts(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the parts of the loss that this step is to use."""
+        parts = self.loss(output, batch)
         if batch.only is not None:
             parts = {key: value for key, value in parts.items() if (key == "label") == (batch.only == "label")}
         if not parts:
@@ -195,17 +304,64 @@ def _epoch(
                 f"loss: gave no part for a step on the {batch.only or 'whole'} (batch.only={batch.only!r}). "
                 "Return the part on labels as 'label', at weight 0 too."
             )
-        total = sum(parts.values())
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        for key, value in {"loss": total, **parts}.items():
-            sums[key] = sums.get(key, 0) + value.detach()
-        steps += 1
-    means = {key: float(value) / steps for key, value in sums.items()}
-    if not math.isfinite(means["loss"]):
-        raise G2MError(f"loss: became {means['loss']} ({means}). Lower lr, or look for extreme feature values.")
-    return means
+        return parts
+
+    def judge(self, sums: Mapping[str, Tensor], steps: int) -> None:
+        """Record an epoch, and keep the state if it is as good as the best."""
+        means = {key: float(value) / steps for key, value in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise G2MError(f"loss: became {means['loss']} ({means}). Lower lr, or look for extreme feature values.")
+        record = {"epoch": len(self.history), **means}
+        self.trained.eval()
+        with torch.no_grad():
+            record["val"] = self.validate()
+            record |= self.observe() if self.observe is not None else {}
+        if not math.isfinite(record["val"]):
+            raise G2MError(f"val: the validation score is {record['val']}; does 'val' hold a single class?")
+        self.history.epochs.append(record)
+        if record["val"] >= self.history.best_score:
+            self.history.best_epoch, self.history.best_score = record["epoch"], record["val"]
+            _copy(self.trained, self.best)
+
+
+def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[Batch]] | None = None) -> None:
+    """Train several runs for an epoch, side by side: they have as many steps, and one call of ``forward`` for each.
+
+    A run that fails has its :class:`G2MError` in ``error``; the rest do not notice.
+
+    Args:
+        runs: at least one.
+        forward: gives the outputs of all their models, which nothing but it joins, for a batch each.
+        steps: batches of all, step by step; default those of each.
+    """
+    started, sums, count = time.perf_counter(), [{} for _ in runs], 0
+    for run in runs:
+        run.trained.train()
+    steps = zip(*(run.batches.epoch(run.generator) for run in runs), strict=True) if steps is None else steps
+    for batches in steps:
+        totals, count = [], count + 1
+        for run, output, batch, so_far in zip(runs, forward(runs, batches), batches, sums, strict=True):
+            if run.error is not None:
+                continue
+            with run.alone():
+                parts = run.parts(output, batch)
+                totals.append(sum(parts.values()))
+                for key, value in {"loss": totals[-1], **parts}.items():
+                    so_far[key] = so_far.get(key, 0) + value.detach()
+        going = [run for run in runs if run.error is None]
+        if not going:
+            return
+        for run in going:
+            run.adam.zero_grad()
+        torch.autograd.backward(totals)
+        Adam.step([run.adam for run in going])
+    for run, so_far in zip(runs, sums, strict=True):
+        if run.error is None:
+            with run.alone():
+                run.judge(so_far, count)
+    seconds = (time.perf_counter() - started) / len(runs)
+    for run in runs:
+        run.history.seconds += seconds
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -220,34 +376,18 @@ def _copy(trained: nn.Module, into: dict[str, Tensor] | None = None) -> dict[str
     return into
 
 
-def _save(
-    path: str | Path,
-    identity: Mapping[str, Any],
-    history: History,
-    best: Mapping[str, Tensor],
-    trained: nn.Module,
-    optimizer: torch.optim.Adam,
-    generator: Generator,
-    device: torch.device,
-) -> None:
-    tensors = {f"best.{key}": value for key, value in best.items()}
-    tensors |= {f"now.{key}": value for key, value in trained.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+def _save(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
+    tensors = {f"best.{key}": value for key, value in run.best.items()}
+    tensors |= {f"now.{key}": value for key, value in run.trained.state_dict().items()}
+    for index, state in enumerate(run.adam.state):
         tensors |= {f"adam.{index}.{key}": value for key, value in state.items()}
-    tensors |= {"random.batches": generator.get_state(), "random.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    storage.write(path, "checkpoint", tensors, {"identity": identity, "history": asdict(history)})
+    tensors |= {"random.batches": run.generator.get_state(), "random.cpu": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
+    storage.write(path, "checkpoint", tensors, {"identity": identity, "history": asdict(run.history)})
 
 
-def _resume(
-    path: str | Path,
-    identity: Mapping[str, Any],
-    trained: nn.Module,
-    optimizer: torch.optim.Adam,
-    generator: Generator,
-    device: torch.device,
-) -> tuple[History, dict[str, Tensor]]:
+def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors, meta = storage.read(path, "checkpoint")
     if meta["identity"] != identity:
         changed = sorted(k for k in identity | meta["identity"] if identity.get(k) != meta["identity"].get(k))
@@ -257,18 +397,14 @@ def _resume(
         )
 
     def group(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v.to(run.device) for k, v in tensors.items() if k.startswith(prefix)}
 
-    trained.load_state_dict(group("now."))
-    state, parameters = optimizer.state_dict(), list(trained.parameters())
+    run.trained.load_state_dict(group("now."))
     for key, value in group("adam.").items():
         index, name = key.split(".")
-        like = parameters[int(index)]  # Adam's fused kernel wants its state in the parameter's memory layout
-        value = value if value.shape != like.shape else torch.empty_like(like, requires_grad=False).copy_(value)
-        state["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(state)
-    generator.set_state(tensors["random.batches"])
+        run.adam.state[int(index)][name].copy_(value)
+    run.generator.set_state(tensors["random.batches"])
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    return History(**meta["history"]), group("best.")
+        torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
+    run.history, run.best = History(**meta["history"]), group("best.")

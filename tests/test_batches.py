@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+from cases import blocks, thin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch.nn import functional as F
+from torch_geometric.utils import subgraph
 
-from g2m.batches import FullBatch, NodeBatches
+from g2m.batches import FullBatch, NodeBatches, PartitionBatches, SampledBatches
 from g2m.errors import G2MError
 from g2m.methods import label_loss
-from g2m.models import Output
+from g2m.models import GNN, Output
 from g2m.sparse import CSR
 
 N, TRAIN = 12, torch.tensor([1, 4, 5, 9])
@@ -450,3 +452,80 @@ def test_all_at_once_takes_nodes_in_the_order_given_and_counts_their_labels():
         assert torch.equal(whole.y, y[nodes])
         assert torch.equal(whole.inputs[0], torch.eye(6)[nodes])
         assert whole.label_scale == 1 / int(torch.isin(nodes, train).sum())
+
+
+# -- graphs too large for one step -----------------------------------------------------------------------------------
+
+
+def of_part(graph):
+    return graph.x, graph.edge_index, graph.node_id
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 60])
+@pytest.mark.parametrize("directed", [False, True])
+def test_parts_have_every_node_once_and_the_edges_inside(parts, directed):
+    graph = thin(directed=directed)
+    batches = PartitionBatches(graph, torch.arange(20), of_part, parts=parts)
+    found = list(batches.epoch(generator()))
+    assert len(found) == parts
+    assert torch.cat([batch.row for batch in found]).sort().values.tolist() == list(range(60))
+    for batch in found:
+        x, edge_index, node_id = batch.inputs
+        assert node_id.equal(batch.row)
+        assert x.equal(graph.x[batch.row])
+        assert batch.y.equal(graph.y[batch.row])
+        assert batch.labelled.equal(batch.row < 20)
+        inside, _ = subgraph(batch.row, graph.edge_index, relabel_nodes=True, num_nodes=60)
+        assert set(map(tuple, edge_index.T.tolist())) == set(map(tuple, inside.T.tolist()))
+
+
+def test_parts_are_drawn_anew_every_epoch_from_the_generator_alone():
+    batches, first = PartitionBatches(thin(), torch.arange(20), of_part, parts=3), generator()
+    one, two = ([batch.row.tolist() for batch in batches.epoch(first)] for _ in range(2))
+    assert one != two
+    assert one == [batch.row.tolist() for batch in batches.epoch(generator())]
+
+
+def test_label_loss_over_equal_parts_is_the_full_mean():
+    graph = thin()
+    logits = torch.randn(60, graph.num_classes, generator=generator(3))
+    batches = PartitionBatches(graph, torch.arange(20), of_part, parts=5)
+    parts = [label(batch, logits) for batch in batches.epoch(generator())]
+    assert torch.allclose(torch.stack(parts).mean(), F.cross_entropy(logits[:20], graph.y[:20]))
+
+
+def test_more_parts_than_nodes_are_refused():
+    with pytest.raises(G2MError, match=r"partitions: expected at most 60, one a node \(got 61\)"):
+        PartitionBatches(thin(), torch.arange(20), of_part, parts=61)
+
+
+@pytest.mark.parametrize("backbone", ["gcn", "sage", "gin", "gat", "appnp"])
+def test_a_sample_of_all_neighbours_gives_the_whole_answer(backbone):
+    graph, options = blocks(), {"propagations": 3} if backbone == "appnp" else {}
+    model = GNN(backbone, graph.num_features, 8, graph.num_classes, **options).eval()
+    x, adjacency = model.inputs(graph)
+    whole = model(x, adjacency).logits
+    fan_out = [int(adjacency.crow.diff().max())] * model.hops
+    batches = SampledBatches(x, adjacency, graph.y, torch.arange(9), fan_out=fan_out, batch_size=4)
+    found = list(batches.epoch(generator()))
+    assert [len(batch.row) for batch in found] == [4, 5]  # the last is not alone
+    assert torch.cat([batch.row for batch in found]).sort().values.tolist() == list(range(9))
+    for batch in found:
+        assert torch.allclose(model(*batch.inputs).logits, whole[batch.row], atol=1e-5)
+        assert batch.labelled.all()
+        assert batch.label_scale == 1 / len(batch.row)
+
+
+def test_a_sample_is_no_larger_than_asked_for_and_unbiased():
+    graph = blocks()
+    model = GNN("sage", graph.num_features, 8, graph.num_classes, num_layers=1)
+    x, adjacency = model.inputs(graph)
+    batches = SampledBatches(x, adjacency, graph.y, torch.tensor([3]), fan_out=[2], batch_size=1)
+    torch.manual_seed(0)
+    total = torch.zeros(graph.num_features)
+    for _ in range(4000):
+        (batch,) = batches.epoch(generator())
+        field, (layer,) = batch.inputs
+        assert layer.nnz == 2
+        total += (layer @ field)[0]
+    assert torch.allclose(total / 4000, (adjacency @ x)[3], atol=0.15)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from g2m import bench
+from g2m import bench, experiments
 from g2m.bench import append_result, cache_folder, cells, read_results, run, run_cell
 from g2m.data import load
 from g2m.errors import G2MError
@@ -412,3 +412,151 @@ def test_a_failure_in_one_process_ends_the_others(tmp_path):
     with pytest.raises(G2MError, match="homophily: expected a number"):
         list(run([endless, other], workers=2))
     assert multiprocessing.active_children() == []
+
+
+# -- seeds at once ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """The seeds that were really trained at once."""
+    found = []
+    fit_stacked = bench.fit_stacked
+
+    def count(students, *given, **options):
+        found.append([student.seed for student in students])
+        return fit_stacked(students, *given, **options)
+
+    monkeypatch.setattr(bench, "fit_stacked", count)
+    return found
+
+
+def shape(record):
+    return {key: shape(value) for key, value in record.items()} if isinstance(record, dict) else type(record)
+
+
+@pytest.mark.parametrize("setting", ["transductive", "inductive"])
+def test_seeds_at_once_score_what_they_would_one_by_one(tmp_path, stacks, setting):
+    overrides = (*QUICK, "max_epochs=12", "teacher.max_epochs=12", "lr=0.02")
+    found = grid(["sbm"], overrides, settings=[setting], seeds=5)
+    alone = {record["key"]: record for record in run(found, cache=tmp_path / "a")}
+    assert stacks == []
+    together = list(run(found, out=tmp_path / "r.jsonl", cache=tmp_path / "b", stack=3))
+    assert sorted(stacks) == [[0, 1, 2], [0, 1, 2], [3, 4], [3, 4]]
+    assert len(together) == len(found) == 10
+    for record in together:
+        other = alone[record["key"]]
+        assert shape(record) == shape(other)
+        assert record["scores"] == pytest.approx(other["scores"], abs=0.02)
+        same = {"scores": None, "run": {key: record["run"][key] for key in ("layers", "width", "parameters", "epochs")}}
+        assert timeless(record | same) == timeless(other | same)
+        assert {key: other["run"][key] for key in same["run"]} == same["run"]
+    assert len({record["scores"]["test"] for record in together}) > 3
+    assert read_results(tmp_path / "r.jsonl") == together
+    again = list(run(found, out=tmp_path / "r.jsonl", stack=2))
+    assert {r["key"]: r for r in again} == {r["key"]: r for r in together}, "finished ones are not run again"
+    assert len(stacks) == 4
+
+
+def test_a_killed_run_of_stacks_goes_on(tmp_path, stacks):
+    found = grid(methods=["mlp"], settings=["transductive"], seeds=5)
+    (first, *_), whole = (list(run(found, out=tmp_path / name, stack=4)) for name in ("a.jsonl", "b.jsonl"))
+    (tmp_path / "a.jsonl").write_text(json.dumps(first) + "\n")
+    del stacks[:]
+    again = list(run(found, out=tmp_path / "a.jsonl", stack=4))
+    assert stacks == [[1, 2, 3]]
+    assert {r["key"] for r in again} == {r["key"] for r in whole} == {cell.key for cell in found}
+
+
+@pytest.mark.parametrize("kind", ["load", "training"])
+def test_a_failed_seed_does_not_hurt_those_beside_it(tmp_path, stacks, monkeypatch, kind):
+    found = grid(settings=["transductive"], seeds=4)
+    if kind == "load":
+        load_graph = bench.load
+
+        def refuse(name, *, seed, **options):
+            if seed == 2:
+                raise G2MError("homophily: not this seed")
+            return load_graph(name, seed=seed, **options)
+
+        monkeypatch.setattr(bench, "load", refuse)
+    else:
+        found = grid(settings=["transductive"], seeds=4)
+        prepare = Student._prepare
+
+        def fail(self, *given, **options):
+            if self.seed == 2:
+                raise G2MError("homophily: not this seed")
+            return prepare(self, *given, **options)
+
+        monkeypatch.setattr(Student, "_prepare", fail)
+    failed = []
+    records = list(
+        run(
+            found,
+            out=tmp_path / "r.jsonl",
+            stack=4,
+            on_error=lambda cell, error: failed.append((cell.seed, str(error))),
+        )
+    )
+    assert sorted((r["method"], r["seed"]) for r in records) == [(m, s) for m in ("glnn", "mlp") for s in (0, 1, 3)]
+    assert failed == [(2, "homophily: not this seed")] * 2
+    assert read_results(tmp_path / "r.jsonl") == records
+    assert len(stacks) == 2
+    with pytest.raises(G2MError, match="homophily: not this seed"):
+        list(run(found, stack=4))
+
+
+def test_seeds_that_cannot_be_stacked_go_one_by_one(monkeypatch, counted):
+    """Of graphs of different sizes."""
+    load_graph = bench.load
+
+    def varying(name, *, seed, **options):
+        return load_graph(name, seed=seed, **options, num_features=16 + seed)
+
+    monkeypatch.setattr(bench, "load", varying)
+    found = grid(methods=["mlp"], settings=["transductive"], seeds=3)
+    records = list(run(found, stack=3))
+    assert [record["seed"] for record in records] == [0, 1, 2]
+    assert counted == [cell.key for cell in found]
+    assert len({record["run"]["parameters"] for record in records}) == 3
+
+
+def test_what_searches_and_what_is_kept_goes_one_by_one(tmp_path, stacks, counted):
+    auto = grid(methods=["auto"], settings=["transductive"], overrides=(*QUICK, "max_epochs=1"))
+    kept = grid(methods=["mlp"], settings=["transductive"])
+    plain = grid(methods=["mlp"], settings=["transductive"], overrides=(*QUICK, "lr=0.03"))
+    folders = {cell.key: tmp_path / cell.key for cell in kept}
+    records = list(run([*auto, *kept, *plain], stack=2, folders=folders))
+    assert {r["key"] for r in records} == {cell.key for cell in (*auto, *kept, *plain)}
+    assert sorted(counted) == sorted(cell.key for cell in (*auto, *kept))
+    assert stacks == [[0, 1]]
+    assert all((folder / "student.safetensors").exists() for folder in folders.values())
+
+
+def test_cells_of_other_options_settings_and_data_are_stacks_of_their_own(stacks):
+    found = grid(methods=["mlp"], seeds=2) + grid(methods=["mlp"], seeds=2, overrides=(*QUICK, "norm=batch"))
+    assert len(list(run(found, stack=8))) == 8
+    assert stacks == [[0, 1]] * 4
+
+
+def test_a_stack_is_a_whole_number():
+    with pytest.raises(G2MError, match="stack: expected a whole number from 1"):
+        list(run(grid(), stack=0))
+
+
+# -- tuned options ---------------------------------------------------------------------------------------------------
+
+
+def test_tuned_options_are_used_where_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "TUNED", tmp_path)
+    experiments.tuned.cache_clear()
+    try:
+        best = replace(find("sbm", "glnn", "sage"), student_options={"lr": 0.123}, tuned={"val": 0.9})
+        best.write(tmp_path / "x.toml")
+        (cell,) = cells(["sbm"], methods=["glnn"], settings=["inductive"], seeds=1, tuned=True, overrides=["tau=2"])
+        assert cell.experiment == replace(best, student_options={"lr": 0.123, "tau": 2})
+        with pytest.raises(G2MError, match="no tuned options for sbm-mlp; there are sbm-glnn-sage"):
+            cells(["sbm"], methods=["glnn", "mlp"], tuned=True)
+    finally:
+        experiments.tuned.cache_clear()

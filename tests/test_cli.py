@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -17,10 +19,11 @@ import typer
 from typer.testing import CliRunner
 
 import g2m
-from g2m import bench, cli
+from g2m import bench, cli, experiments, tables
 from g2m.bench import append_result, read_results
 from g2m.data import cards, load
 from g2m.estimators import Student, Teacher
+from g2m.experiments import find, open_experiment
 from g2m.methods import REGISTRY
 from g2m.outputs import TeacherOutputs
 from g2m.report_page import report_files
@@ -32,7 +35,30 @@ QUICK = [
     for word in ("-o", option)
 ]
 ENDLESS = ["-o", "glnn.max_epochs=1000000000", "-o", "glnn.patience=1000000000"]
-COMMANDS = ["demo", "data", "train", "bench", "condense", "bench-condense", "report", "predict"]
+SWEEP = """
+data = "sbm"
+method = "mlp"
+data_options = {num_nodes = 300}
+student_options = {hidden_channels = 8, max_epochs = 3}
+
+[space]
+lr = {low = 0.001, high = 0.3, log = true}
+norm = ["none", "batch"]
+"""
+COMMANDS = [
+    "demo",
+    "data",
+    "train",
+    "bench",
+    "sweep",
+    "condense",
+    "bench-condense",
+    "ogb",
+    "report",
+    "predict",
+    "export",
+    "latency",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +68,15 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("G2M_DATA_ROOT", str(tmp_path / "data"))
     return tmp_path
+
+
+@pytest.fixture
+def tuned(place, monkeypatch):
+    """An empty folder for the experiments whose options a sweep found."""
+    monkeypatch.setattr(experiments, "TUNED", place / "tuned")
+    experiments.tuned.cache_clear()
+    yield place / "tuned"
+    experiments.tuned.cache_clear()
 
 
 @pytest.fixture
@@ -181,6 +216,16 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["bench", "--all", "-o", "vqgraph.code=1"], "unknown key 'code'"),
         (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], "Not a directory|File exists"),
         (["bench", "sbm", "--out", "binary.jsonl"], "line 1 of 'binary.jsonl' is not JSON"),
+        (["sweep", "missing.toml"], "FILE: no experiment file 'missing.toml'"),
+        (["sweep", "glnn/cora-cpf-sag"], r"FILE: .*Did you mean 'glnn/cora-cpf-sage'\?"),
+        (["sweep", "wrong.toml"], r"wrong.toml: unknown key 'methd'\. Did you mean 'method'\?"),
+        (["sweep", "x.toml", "--also", "bites"], r"also: .*Did you mean 'bytes'\?"),
+        (["sweep", "x.toml", "--setting", "inductiv"], r"Did you mean 'inductive'\?"),
+        (["sweep", "x.toml", "-o", "dropot=0.5"], "unknown key 'dropot'"),
+        (["sweep", "x.toml", "-o", "lr=0.1", "-o", "norm=none"], "-o: expected at least one option left to search"),
+        (["train", "sbm", "--tuned"], r"--tuned: no tuned options for sbm-glnn-sage; there are none\. Run g2m sweep"),
+        (["bench", "sbm", "--tuned"], "--tuned: no tuned options for sbm-mlp; there are none"),
+        (["bench", "--all", "--tuned"], "--all, --tuned: expected one of them"),
         (["report", "missing.jsonl"], "no results file 'missing.jsonl'"),
         (["report", "."], "no results file"),
         (["report", "empty.jsonl"], "expected at least one record"),
@@ -198,19 +243,32 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         ),
         (["predict", "missing.safetensors", "x.npy"], "no file 'missing.safetensors'"),
         (["predict", "file", "x.npy"], "'file' is truncated or not a safetensors file"),
+        (["predict", "missing.onnx", "x.npy"], "no file 'missing.onnx'"),
+        (["predict", "broken.onnx", "x.npy"], r"'broken.onnx' is truncated, changed or not \.onnx"),
+        (["predict", "broken.pt2", "x.npy"], r"'broken.pt2' is truncated, changed or not \.pt2"),
+        (["predict", "file", "x.npy", "--threads", "0"], "--threads: expected a whole number from 1"),
+        (["export", "missing.safetensors", "--out", "s.onnx"], "no file 'missing.safetensors'"),
+        (["latency", "missing.safetensors", "x", "--data", "sbm"], "no file 'missing.safetensors'"),
+        (["latency", "x", "x", "--data", "sbm", "--sizes", "1,ten"], "--sizes: expected whole numbers by comma"),
+        (["latency", "x", "x", "--data", "sbm", "--fanout", "1.5"], "--fanout: expected whole numbers by comma"),
+        (["latency", "x", "x", "--data", "sbm", "--seconds", "-1"], "--seconds: expected a number"),
         (["data", "get", "crra"], "name: expected one of"),
         (["demo", "--out", "file"], "out: expected a folder"),
         (["demo", "--seeds", "0"], "seeds: expected a whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_exit_2(call, place, words, message):
+def test_a_mistake_is_one_line_and_exit_2(call, place, tuned, words, message):
+    (place / "x.toml").write_text(SWEEP)
+    (place / "wrong.toml").write_text('data = "sbm"\nmethd = "mlp"\n')
     (place / "file").write_text("x")
     (place / "empty.jsonl").write_text("")
     (place / "cut.jsonl").write_text('{"table": ')
     (place / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
     (place / "foreign.jsonl").write_text('{"a": 1}\n')
     (place / "table.jsonl").write_text('{"table": "t", "a": 1}\n')
+    for name in ("broken.onnx", "broken.pt2"):
+        (place / name).write_text("x")
     before = set(place.rglob("*"))
     code, out, error = call(*words)
     assert code == 2
@@ -349,11 +407,161 @@ def test_predict_refuses(call, place, student, features, extra, message):
     assert set(place.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_predict_by_an_exported_student(call, place, student, name):
+    if name == "student.onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    model, x = student
+    model.export(place / name)
+    before = torch.get_num_threads()
+    try:
+        assert call("predict", name, "x.npy", "--out", "p.npy", "--threads", 1) == (0, "written: p.npy (9 rows)\n", "")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    table = np.load("p.npy")
+    np.testing.assert_array_equal(table[:, 0], model.predict(x))
+    np.testing.assert_allclose(table[:, 1:], model.predict_proba(x), atol=1e-5)
+    np.save("x.npy", x[:, :5])
+    code, out, error = call("predict", name, "x.npy")
+    assert (code, out) == (2, "")
+    assert "shape [N, 32]" in error
+
+
+@pytest.mark.parametrize("target", ["p.csv", "p.npy", "p.parquet", "-", "json"])
+@pytest.mark.parametrize("source", ["x.npy", "x.csv", "x.parquet"])
+def test_predict_takes_a_table_in_chunks(call, place, student, monkeypatch, source, target):
+    """Three rows are held at a time, and the answers are those of the whole."""
+    if "parquet" in source + target:
+        pytest.importorskip("pyarrow")
+    model, x = student
+    if source != "x.npy":
+        frame = pd.DataFrame(x, columns=[f"f{i}" for i in range(x.shape[1])])
+        frame.to_csv(source, index=False) if source == "x.csv" else frame.to_parquet(source)
+    monkeypatch.setattr(tables, "VALUES", 3 * x.shape[1])
+    asked, answer = [], Student.predict_proba
+    monkeypatch.setattr(Student, "predict_proba", lambda self, x: asked.append(len(x)) or answer(self, x))
+    words = ["--json"] if target == "json" else [] if target == "-" else ["--out", target]
+    code, out, _ = call("predict", "student.safetensors", source, *words)
+    assert (code, asked) == (0, [3, 3, 3])
+    if target == "json":
+        found = json.loads(out)
+        table = np.column_stack([found["class"], found["probability"]])
+    elif target == "p.npy":
+        table = np.load(target)
+    elif target == "p.parquet":
+        table = pd.read_parquet(target).to_numpy()
+    else:
+        table = pd.read_csv(io.StringIO(out) if target == "-" else target).to_numpy()
+    np.testing.assert_array_equal(table[:, 0], model.predict(x))
+    np.testing.assert_allclose(table[:, 1:], answer(model, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--out", "p.csv"]])
+def test_what_is_wrong_further_down_is_named_by_its_row_and_nothing_is_written(
+    call, place, student, monkeypatch, words
+):
+    x = student[1].copy()
+    x[7, 2] = np.inf
+    np.save("x.npy", x)
+    monkeypatch.setattr(tables, "VALUES", 3 * x.shape[1])
+    before = set(place.iterdir())
+    code, out, error = call("predict", "student.safetensors", "x.npy", *words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: .*finite features .*row 7\)\.\n", error)
+    assert set(place.iterdir()) == before
+
+
+def test_predict_shows_how_far_it_is(call, place, student, monkeypatch):
+    bars, make = [], cli.bar
+    monkeypatch.setattr(cli, "bar", lambda: bars.append(make()) or bars[-1])
+    assert call("predict", "student.safetensors", "x.npy", "--out", "p.csv")[0] == 0
+    assert [(task.completed, task.total) for task in bars[0].tasks] == [(9, 9)]
+    assert bars[0].console is cli.err
+
+
 def test_predict_with_a_teachers_file(call, place, student):
     Teacher("gcn", hidden_channels=8, max_epochs=1).fit(load("sbm", num_nodes=300)).save("teacher.safetensors")
     code, _, error = call("predict", "teacher.safetensors", "x.npy")
     assert code == 2
     assert "expected a student file (got a teacher file" in error
+
+
+# -- export, latency -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(place):
+    """A teacher, and its student in both forms that a command may be asked for."""
+    graph = load("sbm", num_nodes=300, setting="inductive")
+    teacher = Teacher("gcn", hidden_channels=8, max_epochs=2).fit(graph)
+    student = Student("glnn", hidden_channels=8, max_epochs=2).fit(graph, teacher.outputs(graph))
+    teacher.save("teacher.safetensors")
+    student.save("student.safetensors")
+    return teacher, student, graph
+
+
+OF_DATA = ["--data", "sbm", "--setting", "inductive", "-o", "data.num_nodes=300"]
+
+
+def test_export_prints_scores_and_writes_file_and_card(call, place, pair):
+    scores = pair[1].evaluate(pair[2])
+    code, out, error = call("export", "student.safetensors", "--out", "new/student.pt2", *OF_DATA)
+    assert (code, error) == (0, "")
+    assert re.search(rf"unseen\W+{scores['unseen']:.4f}\W+{scores['unseen']:.4f}", out)
+    assert re.search(r"written: new/student\.pt2 \([\d,]+ bytes\), new/student\.md", out)
+    assert {path.name for path in (place / "new").iterdir()} == {"student.pt2", "student.md"}
+    code, out, _ = call("export", "student.safetensors", "--out", "s.pt2", "--precision", "bfloat16", "--json")
+    found = json.loads(out)
+    assert (found["file"], found["card"], found["precision"]) == ("s.pt2", "s.md", "bfloat16")
+    assert found["bytes"] == Path("s.pt2").stat().st_size
+
+
+def test_export_to_int8(call, pair):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    code, out, error = call("export", "student.safetensors", "--out", "s.onnx", "--precision", "int8", *OF_DATA)
+    assert (code, error) == (0, "")
+    assert "real features: same class for" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "s.onx"], r"Did you mean '\.onnx'\?"),
+        (["--out", "s.pt2", "--precision", "int8"], r"Name it s\.onnx"),
+        (["--out", "s.pt2", "--precision", "int9"], r"Did you mean 'int8'\?"),
+        (["--out", "s.pt2", *OF_DATA, "--seed", "1"], "graph: expected 'sbm' with the seed"),
+        (["--out", "s.pt2", "--data", "sbmm"], r"Did you mean 'sbm'\?"),
+        (["--out", "s.pt2", *OF_DATA, "-o", "data.num_node=3"], r"Did you mean 'num_nodes'\?"),
+    ],
+)
+def test_export_refuses(call, place, pair, words, message):
+    before = set(place.iterdir())
+    code, out, error = call("export", "student.safetensors", *words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: .*{message}.*\n", error)
+    assert set(place.iterdir()) == before
+
+
+def test_latency_prints_a_table_and_draws_it(call, place, pair):
+    words = ["latency", "teacher.safetensors", "student.safetensors", *OF_DATA, "--sizes", "1,20", "--seconds", 0]
+    code, out, error = call(*words, "--fanout", "2,3", "--plot", "plots/latency.png")
+    assert (code, error) == (0, "")
+    assert re.search(r"teacher, all neighbours\W+cpu\W+20\W", out)
+    assert re.search(r"teacher, 2,3 sampled\W+cpu\W+1\W", out)
+    assert (place / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(*words, "--json")
+    rows = json.loads(out)
+    assert {(row["model"], row["nodes"]) for row in rows if row["model"] == "student"} == {
+        ("student", 1),
+        ("student", 20),
+    }
+    assert all(row["p50"] <= row["p99"] for row in rows)
+    code, out, error = call(*words, "--fanout", "5,10,15")
+    assert (code, out) == (2, "")
+    assert "fan_out: expected 2 numbers, one for each layer" in error
 
 
 # -- train, bench, report --------------------------------------------------------------------------------------
@@ -633,3 +841,200 @@ def test_bench_condense_prints_a_table_and_goes_on(call, place):
     code, out, _ = call("report", "condense.jsonl")
     assert code == 0
     assert "| mirage, faithful |" in out
+
+
+# -- sweeps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(call, place):
+    """Call ``g2m sweep`` on a small experiment."""
+    (place / "x.toml").write_text(SWEEP)
+    return lambda *words: call("sweep", "x.toml", *words)
+
+
+def study(folder="sweep/sbm-mlp-transductive"):
+    """The study of a folder, as it is now."""
+    journal = optuna.storages.journal.JournalFileBackend(str(Path(folder, "journal.log").absolute()))
+    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(journal))
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def test_sweep_prints_the_best_and_writes_what_it_found(sweep, place):
+    code, out, error = sweep("--trials", 6, "--replicate", 2)
+    assert (code, error) == (0, "")
+    folder = place / "sweep" / "sbm-mlp-transductive"
+    best = open_experiment(folder / "best.toml")
+    found = study()
+    assert states(found) == ["COMPLETE"] * 6
+    assert best.student_options["norm"] == found.best_params["norm"]
+    assert best.tuned["val"] == round(found.best_value, 5)
+    assert best.tuned["scores"].keys() == {"val", "test"}
+    assert not best.space
+    assert f"{found.best_value:.5g}" in out
+    words = " ".join(out.split())
+    assert all(word in words for word in ("sbm-mlp-transductive: best of 6", "lr", "norm", "2 fresh seeds", "±"))
+    assert "optuna-dashboard" in out
+    table = pd.read_csv(folder / "trials.csv")
+    assert table["value"].tolist() == [trial.value for trial in found.trials]
+    assert {"params_lr", "params_norm"} <= set(table.columns)
+    drawn = {path.stem for path in folder.glob("*.png")}
+    assert "history" in drawn
+    assert all(name in out for name in drawn)
+    assert [record["seed"] for record in read_results(folder / "results.jsonl")] == [1, 2]
+
+    code, out, _ = sweep("--trials", 6, "--replicate", 2, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert states(study()) == ["COMPLETE"] * 6, "it does nothing again"
+    assert shown["best"] == best.config()
+    assert shown["tuned"] == best.tuned
+    assert shown["file"] == str(Path("sweep", "sbm-mlp-transductive", "best.toml"))
+    assert shown["study"] == "sbm-mlp-transductive"
+    assert {Path(path).stem for path in shown["plots"]} == drawn
+    assert shown["records"] == read_results(folder / "results.jsonl")
+
+
+def test_sweep_with_options(sweep, place):
+    words = ["--trials", 4, "--out", "kept", "--name", "mine", "--seeds", 2, "--setting", "inductive", "--stack", 2]
+    code, out, _ = sweep(*words, "-o", "lr=0.02", "--json")
+    best = open_experiment("kept/best.toml")
+    assert code == 0
+    assert best.student_options["lr"] == 0.02
+    assert (best.tuned["setting"], best.tuned["seeds"], best.tuned["trials"]) == ("inductive", 2, 4)
+    assert all(trial.params.keys() == {"norm"} for trial in study("kept").trials)
+    assert json.loads(out)["study"] == study("kept").study_name == "mine"
+    assert json.loads(out)["records"] == []
+    assert not (place / "sweep").exists()
+    code, out, error = sweep(*words)
+    assert (code, out) == (2, "")
+    assert "it differs in: space, student_options" in error
+
+
+def test_sweep_of_two_objectives_shows_a_front(sweep, place):
+    code, out, _ = sweep("--trials", 6, "--also", "bytes", "--storage", f"sqlite:///{place}/study.db")
+    assert code == 0
+    assert "bytes" in out
+    assert (place / "sweep" / "sbm-mlp-transductive" / "pareto.png").exists()
+    found = optuna.load_study(study_name="sbm-mlp-transductive", storage=f"sqlite:///{place}/study.db")
+    assert len(found.trials) == 6
+    assert not list(place.rglob("journal.log"))
+
+
+def test_sweep_of_a_condensed_set(call, place):
+    (place / "c.toml").write_text('data = "atlas"\ncondense = "scored"\nbudget = "20%"\n[space]\nlr = [0.01, 0.1]\n')
+    words = ["sweep", "c.toml", "--trials", 3, "-o", "max_epochs=2", "-o", "hidden_channels=8", "--replicate", 1]
+    code, out, _ = call(*words)
+    assert code == 0
+    assert "rocauc" in out
+    assert open_experiment("sweep/atlas-scored-gin/best.toml").options["lr"] in (0.01, 0.1)
+
+
+def test_ctrl_c_in_a_sweep_leaves_no_trial_running(sweep, monkeypatch):
+    fit, fitted = Student.fit, []
+
+    def stopped(self, *given, **options):
+        fitted.append(self)
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return fit(self, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "fit", stopped)
+        assert sweep("--trials", 5) == (130, "", "stopped; the same command goes on from here\n")
+    before = study()
+    assert states(before) == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
+    assert sweep("--trials", 5)[0] == 0
+    assert states(study()) == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 3
+    assert study().trials[3].params == before.trials[2].params
+
+
+LONG = ["-o", "max_epochs=100", "-o", "patience=1000"]
+
+
+def workers_of(study, state):
+    return {trial.user_attrs["worker"][1] for trial in study.trials if trial.state.name == state and trial.params}
+
+
+def wait_for_study(condition, process):
+    """The study, when it is as asked for."""
+    found = []
+
+    def met():
+        time.sleep(0.1)
+        if lines(Path("sweep/sbm-mlp-transductive/journal.log")) > 20:
+            found.append(study())
+        return bool(found) and condition(found[-1])
+
+    wait_for(met, process)
+    return found[-1]
+
+
+def kill(processes):
+    """Kill processes, none of which is just writing to the journal: its lock would be waited for, half a minute."""
+    lock = Path("sweep/sbm-mlp-transductive/journal.log.lock")
+    while True:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.05)
+        free = not lock.is_symlink()
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL if free else signal.SIGCONT)
+        if free:
+            return
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
+def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(sweep, start, place):
+    (place / "x.toml").write_text(SWEEP)
+    process = start("sweep", "x.toml", "--trials", 10**6, "--workers", 2, *LONG)
+    found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 2 and workers_of(s, "RUNNING"), process)
+    kill([min(workers_of(found, "RUNNING"))])
+    found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 3, process)
+    assert all(
+        found.trials[trial.user_attrs["again"]].params == trial.params
+        for trial in found.trials
+        if "again" in trial.user_attrs
+    )
+    kill(members(process.pid))
+    process.wait()
+    wait_for(lambda: members(process.pid) == [])
+    before = study()
+    assert "RUNNING" in states(before)
+    done = sum(state in ("COMPLETE", "PRUNED") for state in states(before))
+    code, _, error = sweep("--trials", done + 5, *LONG)
+    assert (code, error) == (0, "")
+    after = study()
+    assert set(states(after)) <= {"COMPLETE", "PRUNED", "FAIL"}
+    assert sum(state in ("COMPLETE", "PRUNED") for state in states(after)) == done + 5
+    lost = [trial.params for trial in before.trials if trial.state.name == "RUNNING" and trial.params]
+    again = [trial.params for trial in after.trials[len(before.trials) :]]
+    assert all(params in again for params in lost)
+    assert after.trials[: len(before.trials)][0] == before.trials[0]
+
+
+def test_tuned_options_are_trained_with(call, tuned):
+    tuned.mkdir()
+    best = find("sbm", "glnn", "sage").override(word for word in QUICK if word != "-o").override(["lr=0.123"])
+    best.write(tuned / "x.toml")
+    for words in (["train", "sbm"], ["bench", "sbm", "--methods", "glnn", "--settings", "inductive"]):
+        code, out, _ = call(*words, "--tuned", "--seeds", 1, "--json")
+        (record,) = json.loads(out)
+        assert code == 0
+        assert record["config"].pop("versions")
+        assert record["config"] == best.config()
+    code, out, error = call("bench", "sbm", "--methods", "glnn", "--teachers", "gcn", "--tuned")
+    assert (code, out) == (2, "")
+    assert "no tuned options for sbm-glnn-gcn; there are sbm-glnn-sage" in error
+
+
+def test_bench_trains_seeds_at_once(call):
+    words = ["bench", "sbm", *QUICK, "--seeds", 3, "--settings", "inductive", "--json"]
+    one_by_one, together = (call(*words, "--out", f"{n}.jsonl", "--stack", n)[1] for n in (1, 3))
+    first, second = (by_key(json.loads(out)) for out in (one_by_one, together))
+    assert first.keys() == second.keys()
+    for key, record in first.items():
+        assert second[key]["scores"] == pytest.approx(record["scores"], abs=0.02)

@@ -91,7 +91,9 @@ def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()):
             for number, (language, text) in enumerate(blocks(page.read_text(encoding="utf-8")), 1):
                 assert language in LANGUAGES, f"block {number} is marked {language!r}: is it to be run?"
-                if language == "python":
+                if language == "toml" and (name := re.match(r"# (\S+\.toml)$", text, re.M)):
+                    Path(name[1]).write_text(text, encoding="utf-8")
+                elif language == "python":
                     exec(compile(text, f"{page.name}, block {number}", "exec"), namespace)
                 elif language == "bash":
                     for words in commands(text):

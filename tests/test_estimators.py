@@ -132,10 +132,10 @@ def test_wrong_values_are_refused_at_fit(options, message):
 
 UNFITTED = [
     (Teacher(), call, (GRAPH,))
-    for call in ("predict", "predict_proba", "predict_logits", "evaluate", "score", "outputs")
+    for call in ("predict", "predict_proba", "predict_logits", "answers", "evaluate", "score", "outputs")
 ]
 UNFITTED += [(Student(), call, (GRAPH.x,)) for call in ("predict", "predict_proba", "predict_logits")]
-UNFITTED += [(Student(), call, (GRAPH,)) for call in ("evaluate", "score")]
+UNFITTED += [(Student(), call, (GRAPH,)) for call in ("answers", "evaluate", "score")]
 UNFITTED += [(e, "save", ("nowhere",)) for e in (Teacher(), Student())]
 UNFITTED += [(e, "num_parameters", ()) for e in (Teacher(), Student())]
 
@@ -423,6 +423,12 @@ def test_scores_by_part(unseen):
         scores = estimator.evaluate(graph)
         assert list(scores) == ["val", "test"] + ["seen", "unseen", "cold"] * unseen
         assert {part: estimator.score(graph, part) for part in scores} == scores
+        answers = estimator.answers(graph)
+        assert {part: estimators.metrics.score("accuracy", *answer) for part, answer in answers.items()} == scores
+        for part, (logits, y) in answers.items():
+            ids = graph.part("unseen" if part == "cold" else part)
+            assert y.equal(graph.y[ids])
+            assert logits.shape == (len(ids), graph.num_classes)
         assert estimator.score(graph) == scores["test"]
         with pytest.raises(G2MError, match="Did you mean 'test'"):
             estimator.score(graph, "tset")

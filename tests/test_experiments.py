@@ -5,14 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from g2m import experiments
 from g2m.bench import Cell
+from g2m.condense.experiment import CondenseExperiment
 from g2m.data import find_card
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.experiments import FOLDER, Experiment, alike, find, shipped
+from g2m.experiments import CONDENSED, FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped
 from g2m.methods import REGISTRY
+from g2m.spaces import check_space
 
-FILES = sorted(FOLDER.glob("*/*.toml"))
+FILES = sorted(path for path in FOLDER.glob("*/*.toml") if path.parent not in (TUNED, CONDENSED))
+OURS = [*sorted(TUNED.glob("*.toml")), *sorted(CONDENSED.glob("*.toml"))]
 PARTS = {"transductive": {"test"}, "inductive": {"test", "seen", "unseen"}}
 
 # Student options as released with GLNN: lr, weight decay, dropout.
@@ -368,3 +372,155 @@ def test_comments_in_the_files_do_not_hide_options():
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         experiment = Experiment.read(path)
         assert {key: getattr(experiment, key) for key in content} == content
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", [*FILES, *OURS], ids=name_of)
+def test_what_is_written_is_read_again(tmp_path, path):
+    experiment = open_experiment(path)
+    assert type(experiment).read(experiment.write(tmp_path / "new" / "x.toml")) == experiment
+    whole = replace(experiment.searched(sizes=True), tuned={"val": 0.5, "trials": 3})
+    assert type(experiment).read(whole.write(tmp_path / "x.toml")) == whole
+
+
+@pytest.mark.parametrize("path", OURS, ids=name_of)
+def test_an_experiment_of_ours_is_sound(path):
+    experiment = open_experiment(name_of(path))
+    assert experiment == open_experiment(path)
+    assert isinstance(experiment, CondenseExperiment) == (path.parent == CONDENSED)
+    experiment.cell("transductive", 0).check()
+    if path.parent == TUNED:
+        assert find_tuned(experiment.data, experiment.method, experiment.teacher) == experiment
+        assert experiment.tuned["trials"] > 0
+        assert not experiment.space
+
+
+# -- what a sweep searches -------------------------------------------------------------------------------------------
+
+SPACE = {"lr": [0.1, 0.2], "glnn.tau": [1.0, 2.0], "lam": [0.0], "teacher.lr": [0.1], "teacher.dropout": [0.5]}
+
+
+def of_space(space=SPACE, **options):
+    return Experiment("sbm", "glnn", "sage", space=space, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, SPACE.keys()),
+        ({"lr": 0.3}, SPACE.keys() - {"lr"}),
+        ({"glnn.lr": 0.3}, SPACE.keys() - {"lr"}),
+        ({"tau": 3.0}, SPACE.keys() - {"glnn.tau"}),
+        ({"teacher.lr": 0.3}, SPACE.keys() - {"teacher.lr"}),
+        ({"dropout": 0.3, "mlp.lr": 0.3, "data.num_nodes": 300}, SPACE.keys()),
+        ({name: spec[0] for name, spec in SPACE.items()}, set()),
+    ],
+)
+def test_what_is_set_is_no_longer_searched(options, left):
+    changed = of_space().changed(options)
+    assert changed.space.keys() == set(left)
+    assert {name: changed.space[name] for name in left} == {name: SPACE[name] for name in left}
+    assert of_space().override(f"{name}={value}" for name, value in options.items()) == changed
+    assert of_space().space == SPACE, "the original is as it was"
+
+
+def test_options_of_the_data_that_are_set_are_no_longer_searched():
+    experiment = of_space({"data.homophily": [0.1, 0.9], "lr": [0.1]})
+    assert experiment.changed({"data.homophily": 0.5}).space == {"lr": [0.1]}
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_by_default_the_methods_own_space_and_any_students_are_searched(method):
+    experiment = find("sbm", method, "sage")
+    searched, larger = experiment.searched(), experiment.searched(sizes=True)
+    check_space(larger.space)
+    assert searched.space.keys() >= {"lr", "weight_decay", "dropout"}
+    assert larger.space.keys() - searched.space.keys() == {"hidden_channels", "num_layers"}
+    assert searched.space.items() <= larger.space.items()
+    assert searched.space.keys() - {"lr", "weight_decay", "dropout"} <= REGISTRY[method].options().keys()
+    assert replace(searched, space={}) == experiment
+    assert searched.searched(sizes=True) == searched
+    assert Cell(searched, "inductive", 0).key == Cell(experiment, "inductive", 0).key, "a space decides no result"
+
+
+def test_a_space_of_ones_own_is_the_space():
+    assert of_space().searched(sizes=True) == of_space()
+
+
+@pytest.mark.parametrize("name", ["seed", "device", "method", "teacher.model", "teacher.seed", "teacher.device"])
+def test_a_space_has_no_option_that_the_run_sets(name):
+    with pytest.raises(G2MError, match=f"space: '{name}' cannot be set here"):
+        of_space({name: ["a", "b"]})
+
+
+def test_a_wrong_space_is_refused_as_it_is_read(tmp_path):
+    (tmp_path / "x.toml").write_text('data = "sbm"\nmethod = "mlp"\n[space]\nlr = {low = 0.1, hihg = 1.0}\n')
+    with pytest.raises(G2MError, match=r"space: lr: unknown key 'hihg'\. Did you mean 'high'\?"):
+        Experiment.read(tmp_path / "x.toml")
+    with pytest.raises(G2MError, match="space: expected a table"):
+        of_space([])
+
+
+# -- by name ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_is_opened_by_path_and_by_name(tmp_path):
+    expected = find("cora-cpf", "glnn", "sage")
+    path = FOLDER / "glnn" / "cora-cpf-sage.toml"
+    for name in (path, str(path), "glnn/cora-cpf-sage", "glnn/cora-cpf-sage.toml", "sweeps/glnn/cora-cpf-sage.toml"):
+        assert open_experiment(name) == expected
+    own = of_space().write(tmp_path / "own.toml")
+    assert open_experiment(own) == of_space()
+
+
+def test_a_file_in_this_folder_goes_before_one_that_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_space().write("glnn/cora-cpf-sage.toml")
+    assert open_experiment("glnn/cora-cpf-sage.toml") == of_space()
+    assert open_experiment("glnn/cora-cpf-sage") == find("cora-cpf", "glnn", "sage")
+
+
+@pytest.mark.parametrize("name", ["glnn/cora-cpf-sag", "glnn/cora-cpf-sag.toml", "sweeps/gln/cora-cpf-sage.toml"])
+def test_a_wrong_name_has_its_nearest_match(name):
+    with pytest.raises(G2MError, match=r"FILE: no experiment file '.*'.* Did you mean 'glnn/cora-cpf-sage'\?"):
+        open_experiment(name)
+
+
+def test_the_key_condense_makes_it_one_of_condensation(tmp_path):
+    (tmp_path / "x.toml").write_text('data = "atlas"\ncondense = "scored"\nbudget = 400\n')
+    assert open_experiment(tmp_path / "x.toml") == CondenseExperiment("atlas", "scored", budget=400)
+    (tmp_path / "x.toml").write_text('data = "atlas"\ncondens = "scored"\n')
+    with pytest.raises(G2MError, match=r"x\.toml: unknown key 'condens'"):
+        open_experiment(tmp_path / "x.toml")
+
+
+# -- what a sweep found ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "TUNED", tmp_path / "tuned")
+    experiments.tuned.cache_clear()
+    yield tmp_path / "tuned"
+    experiments.tuned.cache_clear()
+
+
+def test_tuned_options_are_found_by_data_method_and_teacher(tuned_folder):
+    glnn = of_space({}, student_options={"lr": 0.123}, tuned={"val": 0.9})
+    mlp = Experiment("sbm", "mlp", student_options={"lr": 0.4})
+    for experiment in (glnn, mlp):
+        experiment.write(tuned_folder / f"{experiment.study_name('')}.toml")
+    assert find_tuned("sbm", "glnn", "sage") == glnn
+    assert find_tuned("sbm", "mlp", "sage") == find_tuned("sbm", "mlp") == mlp
+    with pytest.raises(
+        G2MError, match=r"--tuned: no tuned options for sbm-glnn-gcn; there are .*sbm-glnn-sage.* sweep"
+    ):
+        find_tuned("sbm", "glnn", "gcn")
+
+
+def test_without_tuned_options_the_message_says_so(tuned_folder):
+    with pytest.raises(G2MError, match=r"no tuned options for sbm-mlp; there are none. Run g2m sweep"):
+        find_tuned("sbm", "mlp")

@@ -409,3 +409,54 @@ def test_without_edges_keeps_the_nodes_and_says_nothing(recwarn):
     assert alone.fingerprint(edges=False) == graph.fingerprint(edges=False)
     assert alone.observed().fingerprint(edges=False) == graph.observed().fingerprint(edges=False)
     assert not recwarn.list
+
+
+# -- for selection -----------------------------------------------------------------------------------------------------
+
+SELECTED = {"train": [0, 1], "val": [2], "test": [3, 4], "unseen": [4]}
+
+
+def test_for_selection_there_are_train_and_val_and_their_labels():
+    graph = build(split=SPLIT, metric="rocauc", keep_loops=True)
+    selected = graph.for_selection()
+    assert {part: ids.tolist() for part, ids in selected.split.items()} == {"train": [0, 1], "val": [2]}
+    assert selected.y.tolist() == [0, 1, 0, -1, -1, -1]
+    assert torch.equal(selected.x, graph.x), "nodes of the test are there, as in training"
+    assert torch.equal(selected.edge_index, graph.edge_index)
+    assert (selected.name, selected.metric, selected.num_classes) == (graph.name, "rocauc", 2)
+    assert graph.y.equal(Y), "the original is as it was"
+    assert selected.for_selection().fingerprint() == selected.fingerprint()
+
+
+def test_for_selection_unseen_nodes_are_cut_off():
+    graph = build(split=SELECTED)
+    selected, observed = graph.for_selection(), graph.observed()
+    assert selected.node_id.tolist() == [0, 1, 2, 3, 5]
+    assert torch.equal(selected.x, observed.x)
+    assert torch.equal(selected.edge_index, observed.edge_index)
+    assert selected.y.tolist() == [0, 1, 0, -1, -1]
+    assert selected.setting == "transductive"
+    assert selected.for_selection().fingerprint() == selected.fingerprint()
+
+
+@given(
+    st.lists(st.integers(0, 1), min_size=3, max_size=3), st.lists(st.floats(-9, 9, width=32), min_size=2, max_size=2)
+)
+def test_for_selection_labels_of_the_test_and_all_of_the_unseen_mean_nothing(labels, features):
+    y, x = Y.clone(), X.clone()
+    y[3:], x[4] = torch.tensor(labels), torch.tensor(features)
+    edges = EDGES[:, (EDGES != 4).all(0)]
+    other = build(split=SELECTED, y=y, x=x, edge_index=edges, num_classes=2).for_selection()
+    assert other.fingerprint() == build(split=SELECTED).for_selection().fingerprint()
+
+
+def test_for_selection_classes_of_the_test_alone_still_count():
+    graph = build(y=[0, 1, 0, 2, 1, 3], split={"train": [0, 1], "val": [2], "test": [3, 4, 5]})
+    assert graph.for_selection().num_classes == graph.num_classes == 4
+
+
+def test_for_selection_it_takes_train_and_val_and_warns_of_no_edges_once(recwarn):
+    with pytest.raises(G2MError, match="has no part 'val'"):
+        build(split={"train": [0, 1]}).for_selection()
+    build(split=SPLIT).without_edges().for_selection()
+    assert not recwarn.list

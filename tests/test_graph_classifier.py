@@ -297,6 +297,9 @@ def test_answers_go_together(trained):
     for part, score in scores.items():
         ids = GRAPHS.part(part)
         assert score == float((logits.argmax(-1)[ids] == GRAPHS.y[ids]).double().mean())
+        answers, y = trained.answers(GRAPHS)[part]
+        assert answers.equal(trained.predict_logits(GRAPHS.subset(ids)))
+        assert y.equal(GRAPHS.y[ids])
         assert trained.score(GRAPHS, part) == score
     assert trained.score(GRAPHS) == scores["test"]
     assert trained.evaluate(GRAPHS, "rocauc").keys() == scores.keys()

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
-from cases import thin
+from cases import outputs_of, thin
 from torch_geometric.nn import GraphSAGE
 
 from g2m import latency
+from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.latency import measure, student_latency, teacher_latency
+from g2m.latency import compare, measure, student_latency, teacher_latency
+from g2m.report import time_against_size
 
 N = 60
 
@@ -66,7 +69,8 @@ def test_teacher_latency_of_a_module_of_ones_own(quick):
     graph = thin()
     teacher = Teacher(GraphSAGE(40, 8, 1, 3), max_epochs=1).fit(graph)
     assert teacher_latency(teacher, graph, sizes=(1,))[1]["p50"] > 0
-    torch.testing.assert_close(quick[0], teacher.predict_logits(graph))
+    logits = teacher.predict_logits(graph)
+    assert (quick[0] - logits).abs().amax(1).min() < 1e-5
 
 
 def test_student_latency(quick):
@@ -84,3 +88,120 @@ def test_time_given_is_time_for_every_size_and_way(monkeypatch):
     teacher_latency(Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph), graph, seconds=0.25)
     student_latency(Student("mlp", hidden_channels=8, max_epochs=1).fit(graph), graph, sizes=(1,), seconds=0.5)
     assert given == [{"seconds": 0.25}] * 4 + [{"seconds": 0.5}]
+
+
+# -- teacher and student side by side ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair():
+    graph = thin()
+    teacher = Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph)
+    return teacher, Student("glnn", hidden_channels=8, max_epochs=1).fit(graph, teacher.outputs(graph))
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """Every measurement as the answers of its first three calls, without waiting."""
+    found = []
+
+    def once(call, **_):
+        found.append([call() for _ in range(3)])
+        return {"p50": float(len(found)), "p99": 2.0 * len(found)}
+
+    monkeypatch.setattr(latency, "measure", once)
+    monkeypatch.setattr(latency.torch.cuda, "is_available", lambda: False)
+    return found
+
+
+def without_onnx(monkeypatch):
+    monkeypatch.setattr(latency, "find_spec", lambda name: None)
+
+
+def test_rows_of_a_comparison(pair, calls):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    rows = compare(*pair, thin(), sizes=(1, 4), fan_out=(2, 3))
+    models = ["teacher, all neighbours", "teacher, 2,3 sampled", "student", "student, onnxruntime"]
+    assert [(row["model"], row["nodes"]) for row in rows] == [(model, size) for size in (1, 4) for model in models]
+    assert {row["device"] for row in rows} == {"cpu"}
+    for row in rows:
+        assert row["nodes_per_second"] == pytest.approx(1e3 * row["nodes"] / row["p50"])
+        assert row["p99"] == 2 * row["p50"]
+        teachers = next(r for r in rows if r["nodes"] == row["nodes"])
+        assert row["speedup"] == teachers["p50"] / row["p50"]
+        assert (row["read"] == row["nodes"]) == row["model"].startswith("student")
+
+
+def test_what_is_timed_are_the_two_models_answers_about_other_nodes_each_time(pair, calls, monkeypatch):
+    without_onnx(monkeypatch)
+    teacher, student = pair
+    graph = thin()
+    compare(teacher, student, graph, sizes=(4,), fan_out=(60, 60))
+    by_teacher, by_student = teacher.predict_logits(graph), student.predict_logits(graph.x)
+    assert len(calls) == 4, "the whole graph, all neighbours, a sample, the student"
+    for answers, logits in zip(calls, [by_teacher] * 3 + [by_student], strict=True):
+        asked = [latency._nodes(graph, 4, seed).unique() for seed in range(3)]
+        assert len({tuple(nodes.tolist()) for nodes in asked}) == 3
+        assert all((answer - logits[nodes]).abs().max() < 1e-5 for answer, nodes in zip(answers, asked, strict=True))
+
+
+def test_a_student_with_positions_reads_those_of_its_neighbours(calls, monkeypatch):
+    without_onnx(monkeypatch)
+    graph = thin()
+    teacher = Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph)
+    student = Student("nosmog", hidden_channels=8, max_epochs=1).fit(graph, outputs_of(graph))
+    row = compare(teacher, student, graph, sizes=(30,))[-1]
+    assert row["model"] == "student"
+    assert row["read"] > 30
+    assert calls[-1][0].shape == (30, 3)
+
+
+def test_a_comparison_with_a_module_of_ones_own(calls, monkeypatch, pair):
+    without_onnx(monkeypatch)
+    graph = thin()
+    own = Teacher(GraphSAGE(40, 8, 1, 3), max_epochs=1).fit(graph)
+    rows = compare(own, pair[1], graph, sizes=(1,))
+    assert rows[0]["read"] == graph.num_nodes
+    with pytest.raises(G2MError, match="fan_out: a module of one's own"):
+        compare(own, pair[1], graph, sizes=(1,), fan_out=(2,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": ()}, "sizes: expected at least one number"),
+        ({"sizes": (0,)}, r"sizes: expected a whole number from 1 \(got 0\)"),
+        ({"fan_out": (5, 10, 15)}, r"fan_out: expected 2 numbers, one for each layer .*\(got 5, 10, 15\)"),
+        ({"fan_out": (0, 1)}, "fan_out: expected a whole number from 1"),
+    ],
+)
+def test_mistakes_in_a_comparison(pair, monkeypatch, options, message):
+    without_onnx(monkeypatch)
+    with pytest.raises(G2MError, match=message):
+        compare(*pair, thin(), **options)
+
+
+def test_a_comparison_on_another_graph(pair):
+    other = thin()
+    with pytest.raises(
+        G2MError, match=r"graph: expected 40 features, as the teacher was trained on \(got 39, of 'thin'\)"
+    ):
+        compare(*pair, replace(other, x=other.x[:, 1:]))
+
+
+def test_the_plot_has_a_line_for_every_model_and_device(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    labels = []
+    errorbar = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda *a, **k: labels.append((k["label"], list(a[1]))) or errorbar(*a, **k))
+    rows = [
+        {"model": model, "device": device, "nodes": nodes, "p50": 1.0 * nodes, "p99": 2.0 * nodes}
+        for nodes in (1, 10)
+        for model, device in (("teacher", "cpu"), ("student", "cpu"), ("student", "cuda"))
+    ]
+    path = time_against_size(rows, tmp_path / "new" / "plot.png", title="t")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert labels == [(label, [1, 10]) for label in ("teacher, cpu", "student, cpu", "student, cuda")]
+    assert [file.name for file in path.parent.iterdir()] == ["plot.png"]

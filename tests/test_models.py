@@ -23,10 +23,12 @@ from g2m.models import (
     Ensemble,
     Linear,
     Output,
+    Part,
     PropagateConv,
     Wrapped,
     mean_adjacency,
     relu_dropout,
+    relu_dropout_of,
     sum_adjacency,
     symmetric_adjacency,
 )
@@ -600,6 +602,25 @@ def test_relu_dropout_draws_from_torchs_generator():
     torch.manual_seed(0)
     once, twice = (relu_dropout(torch.ones(999), 0.5, True) for _ in range(2))
     assert not torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (20, 6)])
+@pytest.mark.parametrize("rows", [(5, 5, 5, 5), (5, 3, 0, 4)])
+def test_relu_dropout_of_several_is_that_of_each_alone(rows, shape):
+    """Gradients included; filling behind a member's rows takes no draws."""
+    leaf, chances = torch.randn(shape, requires_grad=True), (0.0, 0.3, 0.5, 1.0)
+    generators = [Generator().manual_seed(seed) for seed in range(4)]
+    y = relu_dropout_of(
+        leaf * 1, [Part(n * 6, p, generator) for n, p, generator in zip(rows, chances, generators, strict=True)]
+    )
+    (gradient,) = torch.autograd.grad(y.square().sum(), leaf)
+    for seed, (n, p) in enumerate(zip(rows, chances, strict=True)):
+        torch.manual_seed(seed)
+        own = leaf.detach().view(4, 5, 6)[seed, :n].clone().requires_grad_()
+        alone = relu_dropout(own * 1, p, True)
+        assert torch.equal(y.view(4, 5, 6)[seed, :n], alone)
+        assert torch.equal(gradient.view(4, 5, 6)[seed, :n], torch.autograd.grad(alone.square().sum(), own)[0])
+        assert torch.equal(torch.get_rng_state(), generators[seed].get_state())
 
 
 def test_relu_dropout_may_write_into_its_input_but_not_into_a_leaf():

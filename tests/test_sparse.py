@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from cases import thin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch_geometric.utils import k_hop_subgraph
 
-from g2m.sparse import CSR, attention, features, receptive_field
+from g2m.models import sum_adjacency
+from g2m.sparse import CSR, attention, features, receptive_field, sampled_field
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -228,6 +230,37 @@ def test_receptive_field_leaves_the_adjacency_as_it_was():
     assert nodes.tolist() == [4, 2]
 
 
+@quick
+@given(matrices(), st.data())
+def test_split_gives_rows_in_turn(pair, data):
+    csr, dense = pair
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(dense)), max_size=3)))
+    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, len(dense)], strict=True)]
+    parts = csr.split(sizes)
+    x = integers(dense.size(1), 2)
+    assert [part.shape for part in parts] == [(size, dense.size(1)) for size in sizes]
+    for part, expected in zip(parts, dense.split(sizes), strict=True):
+        assert torch.equal(part @ x, expected @ x)
+        assert part.col.dtype == part.crow.dtype == csr.crow.dtype
+
+
+@quick
+@given(st.lists(matrices(), min_size=1, max_size=3), st.booleans())
+def test_block_diagonal_equals_dense_with_rows_filled_up(pairs, filled):
+    width = max(dense.size(1) for _, dense in pairs)
+    rows = max(len(dense) for _, dense in pairs) if filled else None
+    matrices = [CSR(csr.crow, csr.col, csr.value, (len(csr), width)) for csr, _ in pairs]
+    blocks = [
+        torch.nn.functional.pad(dense, (0, width - dense.size(1), 0, (rows or len(dense)) - len(dense)))
+        for _, dense in pairs
+    ]
+    block, expected = CSR.block_diagonal(matrices, rows), torch.block_diag(*blocks)
+    x, upstream = integers(expected.size(1), 2).requires_grad_(), integers(len(expected), 2, seed=1)
+    assert block.shape == tuple(expected.shape)
+    assert torch.equal(block @ x, expected @ x)
+    assert torch.equal(torch.autograd.grad(block @ x, x, upstream)[0], expected.T @ upstream)
+
+
 # -- attention -----------------------------------------------------------------------------------------------------
 
 
@@ -258,3 +291,42 @@ def test_attention_holds_nothing_of_the_size_of_entries_times_channels():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
         attention(weight, x, pattern)
     assert sorted(kept) == [7 * 2 * 64, 1000 * 2]
+
+
+# -- sampled neighbourhoods ----------------------------------------------------------------------------------------
+
+
+def test_a_sample_as_large_as_the_neighbourhood_is_the_neighbourhood():
+    adjacency, x = sum_adjacency(thin(), loops=1.0), thin().x
+    nodes = torch.tensor([5, 0, 17])
+    (field, layers), (sampled, samples) = (
+        receptive_field(adjacency, nodes, 2),
+        sampled_field(adjacency, nodes, [60, 60]),
+    )
+    assert set(sampled.tolist()) == set(field.tolist())
+    assert sampled[:3].equal(nodes)
+    exact, found = x[field], x[sampled]
+    for layer, sample in zip(layers, samples, strict=True):
+        exact, found = layer @ exact, sample @ found
+    torch.testing.assert_close(found, exact)
+
+
+def test_sampled_rows_are_right_on_average_and_no_longer_than_asked():
+    dense = torch.tensor([[1.0, 2, 0, 3, 4], [0, 0, 0, 0, 0], [0, 5, 0, 0, 0]])
+    csr, mean = CSR.from_dense(dense), torch.zeros(3, 5)
+    torch.manual_seed(0)
+    for _ in range(4000):
+        rows = csr.sampled_rows(torch.arange(3), 2)
+        assert rows.crow.tolist() == [0, 2, 2, 3]
+        mean += rows.to_dense() / 4000
+    torch.testing.assert_close(mean, dense, atol=0.25, rtol=0)
+    assert csr.sampled_rows(torch.tensor([2]), 2).to_dense().equal(dense[2:])
+
+
+def test_fan_out_is_by_layer_the_first_layer_first():
+    star = torch.stack([torch.arange(1, 50), torch.zeros(49, dtype=torch.long)])
+    adjacency = CSR.from_coo(star[1], star[0], torch.ones(49), (50, 50))
+    field, (first, last) = sampled_field(adjacency, torch.tensor([0]), [4, 3])
+    assert last.nnz == 3
+    assert first.nnz == 4, "of node 0 alone: the others have no entries"
+    assert len(field) <= 1 + 3 + 4

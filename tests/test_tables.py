@@ -1,6 +1,8 @@
 import io
 import pickle
 import sys
+import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,10 @@ ROWS, COLUMNS = 7, 3
 @pytest.fixture
 def x() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(ROWS, COLUMNS)).astype(np.float32)
+
+
+def read(*words):
+    return np.concatenate(list(read_features(*words)))
 
 
 def save(path, x, header=None):
@@ -33,43 +39,43 @@ def save(path, x, header=None):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, bool])
 def test_features_come_back(tmp_path, x, suffix, header, dtype):
     x = (10 * np.abs(x)).astype(dtype)
-    found = read_features(save(tmp_path / f"x{suffix}", x, header), COLUMNS)
+    found = read(save(tmp_path / f"x{suffix}", x, header), COLUMNS)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, x.astype(np.float32), rtol=1e-6)
 
 
 def test_a_first_line_of_numbers_is_data_even_if_they_repeat(tmp_path):
     (tmp_path / "x.csv").write_text("0,0,0\n1,2,3\n")
-    np.testing.assert_array_equal(read_features(tmp_path / "x.csv", 3), [[0, 0, 0], [1, 2, 3]])
+    np.testing.assert_array_equal(read(tmp_path / "x.csv", 3), [[0, 0, 0], [1, 2, 3]])
 
 
 def test_a_first_line_with_a_hole_is_no_header(tmp_path):
     (tmp_path / "x.csv").write_text("0.5,,1.5\n1,2,3\n")
-    found = read_features(tmp_path / "x.csv", 3)
+    found = read(tmp_path / "x.csv", 3)
     np.testing.assert_array_equal(found, [[0.5, np.nan, 1.5], [1, 2, 3]])
 
 
 def test_one_column_and_one_row(tmp_path):
     (tmp_path / "x.csv").write_text("0.5\n")
-    assert read_features(tmp_path / "x.csv", 1).tolist() == [[0.5]]
+    assert read(tmp_path / "x.csv", 1).tolist() == [[0.5]]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
 def test_wrong_width_names_both(tmp_path, x, suffix):
     with pytest.raises(G2MError, match=r"shape \[N, 4\].*\[7, 3\]"):
-        read_features(save(tmp_path / f"x{suffix}", x), 4)
+        read(save(tmp_path / f"x{suffix}", x), 4)
 
 
 def test_a_vector_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(G2MError, match=r"shape \[N, 3\]"):
-        read_features(tmp_path / "x.npy", 3)
+        read(tmp_path / "x.npy", 3)
 
 
 def test_complex_numbers_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((2, 3), dtype=complex))
     with pytest.raises(G2MError, match="complex128"):
-        read_features(tmp_path / "x.npy", 3)
+        read(tmp_path / "x.npy", 3)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -81,13 +87,13 @@ def test_a_column_of_words_is_named(tmp_path, x, suffix):
         pytest.importorskip("pyarrow")
         frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(G2MError, match=r"numbers in every column .*in column 'b'"):
-        read_features(tmp_path / f"x{suffix}", COLUMNS)
+        read(tmp_path / f"x{suffix}", COLUMNS)
 
 
 def test_more_columns_than_names_are_refused(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2,3\n4,5,6\n")
     with pytest.raises(G2MError, match="Length of header"):
-        read_features(tmp_path / "x.csv", 2)
+        read(tmp_path / "x.csv", 2)
 
 
 class Trap:
@@ -117,7 +123,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path, suffix, content):
         pytest.importorskip("pyarrow")
     (tmp_path / f"x{suffix}").write_bytes(content)
     with pytest.raises(G2MError, match="features"):
-        read_features(tmp_path / f"x{suffix}", COLUMNS)
+        read(tmp_path / f"x{suffix}", COLUMNS)
 
 
 def test_an_archive_of_arrays_is_refused(tmp_path, x):
@@ -125,6 +131,85 @@ def test_an_archive_of_arrays_is_refused(tmp_path, x):
         np.savez(file, x=x)
     with pytest.raises(G2MError, match="cannot be read"):
         read_features(tmp_path / "x.npy", COLUMNS)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_chunks_are_as_long_as_asked_for_and_are_all_of_it(tmp_path, x, suffix, rows):
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+        pd.DataFrame(x, columns=list("abc")).to_parquet(path, row_group_size=4)
+    else:
+        save(path, x)
+    table = read_features(path, COLUMNS, rows=rows)
+    assert table.num_rows == (None if suffix == ".csv" else ROWS)
+    for _ in range(2):  # it can be read again
+        chunks = list(table)
+        assert max(map(len, chunks)) == min(rows, ROWS, 4 if suffix == ".parquet" else ROWS)
+        np.testing.assert_allclose(np.concatenate(chunks), x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_table_of_no_rows_is_one_empty_chunk(tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    (chunk,) = read_features(save(tmp_path / f"x{suffix}", np.empty((0, COLUMNS), np.float32)), COLUMNS)
+    assert chunk.shape == (0, COLUMNS)
+
+
+def test_an_index_kept_in_parquet_is_no_feature(tmp_path, x):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame(x, columns=list("abc"), index=list("ABCDEFG")).to_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read(tmp_path / "x.parquet", COLUMNS), x)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_any_order_and_byte_order(tmp_path, x, order):
+    np.save(tmp_path / "x.npy", np.asarray(x, dtype=">f4", order=order))
+    np.testing.assert_array_equal(read(tmp_path / "x.npy", COLUMNS), x)
+
+
+def test_a_cut_array_is_refused(tmp_path, x):
+    path = save(tmp_path / "x.npy", x)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(G2MError, match="cannot be read"):
+        read(path, COLUMNS)
+
+
+def test_what_is_wrong_further_down_is_found_there(tmp_path):
+    (tmp_path / "x.csv").write_text("1,2\n3,4\n5,six\n")
+    chunks = iter(read_features(tmp_path / "x.csv", 2, rows=1))
+    assert [next(chunks).tolist() for _ in range(2)] == [[[1, 2]], [[3, 4]]]
+    with pytest.raises(G2MError, match="numbers in every column"):
+        next(chunks)
+    (tmp_path / "x.csv").write_text("1,2\n3,4\n5,6,7\n")
+    with pytest.raises(G2MError, match="cannot be read"):
+        list(read_features(tmp_path / "x.csv", 2, rows=1))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_memory_does_not_grow_with_the_table(tmp_path, suffix):
+    """Sixteen times the rows: the peak of what Python and numpy hold stays below that of the whole table."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    peaks, width = [], 16
+    for rows in (1_000, 16_000):
+        x = np.random.default_rng(0).random((rows, width))
+        path = tmp_path / f"x{rows}{suffix}"
+        if suffix == ".parquet":
+            pd.DataFrame(x, columns=list("abcdefghijklmnop")).to_parquet(path, row_group_size=1000)
+        else:
+            save(path, x)
+        del x
+        tracemalloc.start()
+        try:
+            scores = (chunk[:, :4] for chunk in read_features(path, width, rows=500))
+            assert write_predictions(tmp_path / f"p{suffix}", ((s.argmax(1), s) for s in scores)) == rows
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < min(2 * peaks[0], 16_000 * width * 4)
 
 
 def test_missing_file_and_unknown_suffix(tmp_path):
@@ -136,6 +221,12 @@ def test_missing_file_and_unknown_suffix(tmp_path):
 
 
 # -- predictions -------------------------------------------------------------------------------------------------
+
+
+def halves(predictions):
+    """The predictions in two parts, of different length."""
+    yield tuple(value[: ROWS // 2] for value in predictions)
+    yield tuple(value[ROWS // 2 :] for value in predictions)
 
 
 @pytest.fixture
@@ -151,7 +242,7 @@ def test_predictions_come_back(tmp_path, predictions, suffix):
     path = tmp_path / "new" / f"p{suffix}"
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
-    write_predictions(path, classes, probabilities)
+    assert write_predictions(path, halves(predictions)) == ROWS
     if suffix == ".npy":
         table = np.load(path)
     else:
@@ -166,36 +257,47 @@ def test_predictions_come_back(tmp_path, predictions, suffix):
 
 def test_predictions_to_a_stream(predictions):
     stream = io.StringIO()
-    write_predictions(stream, *predictions)
+    assert write_predictions(stream, halves(predictions)) == ROWS
     frame = pd.read_csv(io.StringIO(stream.getvalue()))
     np.testing.assert_array_equal(frame["class"], predictions[0])
 
 
 def test_unknown_suffix_writes_nothing(tmp_path, predictions):
     with pytest.raises(G2MError, match="--out: expected a"):
-        write_predictions(tmp_path / "new" / "p.txt", *predictions)
+        write_predictions(tmp_path / "new" / "p.txt", halves(predictions))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, predictions, suffix, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, predictions, suffix, after):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
     path = tmp_path / f"p{suffix}"
     path.write_text("old")
 
-    def broken(target, *args, **kwargs):
-        (target if suffix != ".parquet" else type(path)(target)).write_text("half")
+    def broken():
+        yield from islice(halves(predictions), after)
+        assert len(list(tmp_path.iterdir())) == 1 + after, "the part before is under another name"
         raise OSError("disk full")
 
-    owner, name = {
-        ".csv": (pd.DataFrame, "to_csv"),
-        ".parquet": (pd.DataFrame, "to_parquet"),
-        ".npy": (np, "save"),
-    }[suffix]
-    monkeypatch.setattr(owner, name, broken if suffix == ".npy" else lambda self, *a, **k: broken(*a, **k))
     with pytest.raises(OSError, match="disk full"):
-        write_predictions(path, *predictions)
+        write_predictions(path, broken())
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_fails_at_once_makes_no_folder_and_prints_nothing(tmp_path):
+    def broken():
+        raise G2MError("x: wrong")
+        yield
+
+    stream = io.StringIO()
+    for target in (tmp_path / "new" / "p.csv", stream):
+        with pytest.raises(G2MError, match="x: wrong"):
+            write_predictions(target, broken())
+    assert list(tmp_path.iterdir()) == []
+    assert stream.getvalue() == ""
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, x, predictions, monkeypatch):
@@ -205,5 +307,5 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, x, predictions, 
     with pytest.raises(G2MError, match=r"pip install 'g2m\[export\]'"):
         read_features(tmp_path / "x.parquet", 3)
     with pytest.raises(G2MError, match=r"pip install 'g2m\[export\]'"):
-        write_predictions(tmp_path / "p.parquet", *predictions)
+        write_predictions(tmp_path / "p.parquet", halves(predictions))
     assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]

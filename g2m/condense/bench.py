@@ -25,7 +25,7 @@ from g2m.condense.methods import METHODS, condense, everything
 from g2m.condense.scored import CountModel
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_names, check_whole, choose
+from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, divides_by_degrees, shape_of
@@ -51,9 +51,9 @@ ROWS = (
     *WITHOUT_NETWORK,
 )
 _DRAWS = 30  # untrained networks, of which validation chooses one
-#: Options of the classifier by what it is trained on.
+#: Options of the classifier by what it is trained on: all graphs, a condensed set.
 _FULL = {"lr": 0.001, "batch_size": 128, "max_epochs": 50, "patience": 20}
-_SET = {"lr": 0.01, "batch_size": "all", "max_epochs": 500, "patience": 500}
+SET_OPTIONS = {"lr": 0.01, "batch_size": "all", "max_epochs": 500, "patience": 500}
 
 
 @cache
@@ -104,7 +104,10 @@ class CondenseCell:
         folder: str | Path | None = None,
         progress: bool = False,
     ) -> Record:
-        """Train and score the cell; its condensed set is read from the cache if it is there."""
+        """Train and score the cell; its condensed set is read from the cache if it is there.
+
+        With a ``folder``, a trained network and its set are kept there, with a checkpoint to resume from.
+        """
         graphs, whole = _loaded(self.data, self.seed, root)
         record: Record = {**asdict(self), "key": self.key, "metric": graphs.metric, "bytes_full": whole.raw}
         if self.row in WITHOUT_NETWORK:
@@ -112,9 +115,13 @@ class CondenseCell:
         elif self.row == "untrained":
             scores, more = _untrained(self, graphs)
         else:
-            scores, more = self._trained(graphs, cache, progress)
+            scores, more = self._trained(graphs, cache, folder, progress)
             more = {"bytes": whole.raw, "compressed": whole.compressed} | more
         return {**record, "scores": scores, **more}
+
+    def graphs(self, root: str | Path | None = None) -> Graphs:
+        """Return the graphs, with the metric that the cell is scored by."""
+        return _loaded(self.data, self.seed, root)[0]
 
     def condensed(self, graphs: Graphs, cache: str | Path | None = None) -> CondensedSet:
         """Return the condensed set of the cell, made, or read from the cache."""
@@ -134,13 +141,28 @@ class CondenseCell:
         made.save(path)
         return made
 
+    def network(self) -> GraphClassifier:
+        """Return the unfitted network of the cell; wrong options are refused."""
+        options = {"num_layers": self.hops, "share": self.row != "full", **self.options}
+        return GraphClassifier(self.backbone, seed=self.seed, **options)
+
+    def check(self) -> None:
+        """Refuse a wrong option before anything is trained."""
+        check_whole("hops", self.hops)
+        self.network()
+        method, own = SETS[self.row]
+        known = inspect.signature(METHODS[method]).parameters.keys() - {"graphs", "num_hops", "budget", "seed"}
+        check_keys(f"method {method!r}", {**own, **self.method_options}, known)
+
     @property
     def _degrees(self) -> bool:
         """Whether trees must tell degrees apart; methods that keep graphs have them anyway, and no such option."""
         method, _ = SETS.get(self.row.removeprefix("shuffled "), (self.row, {}))
         return divides_by_degrees(self.backbone) and "degrees" in inspect.signature(METHODS[method]).parameters
 
-    def _trained(self, graphs: Graphs, cache: str | Path | None, progress: bool) -> tuple[dict[str, float], Record]:
+    def _trained(
+        self, graphs: Graphs, cache: str | Path | None, folder: str | Path | None, progress: bool
+    ) -> tuple[dict[str, float], Record]:
         condensed = None if self.row == "full" else self.condensed(graphs, cache)
         more: Record = {"seconds_condense": 0.0}
         if condensed is not None:
@@ -150,19 +172,26 @@ class CondenseCell:
             if self.row.startswith("shuffled"):
                 order = torch.randperm(len(condensed), generator=torch.Generator().manual_seed(self.seed))
                 condensed = replace(condensed, y=condensed.y[order])
-        options = {"num_layers": self.hops, "share": self.row != "full", **self.options}
-        model = GraphClassifier(self.backbone, seed=self.seed, **options).fit(graphs, condensed, progress=progress)
+        checkpoint = None if folder is None else Path(folder) / "classifier.checkpoint"
+        model = self.network().fit(graphs, condensed, checkpoint=checkpoint, progress=progress)
+        if folder is not None:
+            model.save(Path(folder) / "classifier.safetensors")
+            if condensed is not None:
+                condensed.save(Path(folder) / "condensed.safetensors")
         run = {"parameters": model.num_parameters(), "width": model.hidden_channels, "layers": model.num_layers}
         run |= {"epochs": len(model.history_), "best_epoch": model.history_.best_epoch}
         return _scores(graphs, model.predict_logits), more | run | {"seconds_train": round(model.history_.seconds, 2)}
 
 
+def scored(graphs: Graphs) -> Graphs:
+    """Return graphs with the metric of the tables: of two classes ROC-AUC, as in the paper."""
+    return replace(graphs, metric="rocauc") if graphs.y.dim() == 1 and graphs.num_classes == 2 else graphs
+
+
 @lru_cache(maxsize=2)
 def _loaded(data: str, seed: int, root: str | Path | None) -> tuple[Graphs, Bytes]:
     """Return the graphs and what those of the training take."""
-    graphs = load(data, seed=seed, root=root)
-    if graphs.y.dim() == 1 and graphs.num_classes == 2:
-        graphs = replace(graphs, metric="rocauc")  # as in the paper; accuracy is reported beside it
+    graphs = scored(load(data, seed=seed, root=root))
     return graphs, everything(graphs.subset(graphs.part("train"))).nbytes()
 
 
@@ -214,7 +243,7 @@ def cells(
                     if backbone is not None:
                         given = dict(options)
                         if row != "untrained":
-                            kind, defaults = ("graphs", _FULL) if row in ("full", "lossless") else ("sets", _SET)
+                            kind, defaults = ("graphs", _FULL) if row in ("full", "lossless") else ("sets", SET_OPTIONS)
                             epochs = known.get("max_epochs", {}).get(kind, defaults["max_epochs"])
                             given = defaults | {"max_epochs": epochs} | options
                         GraphClassifier(backbone, **{"num_layers": depth, **given})  # wrong options are refused here

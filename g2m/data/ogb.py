@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,8 @@ from g2m.errors import G2MError, choose
 from g2m.graphs import flat
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor
     from torch_geometric.data import Data, InMemoryDataset
 
@@ -64,16 +66,12 @@ def read(card: Card, root: Path) -> Data:
 
 def _open(card: Card, root: Path) -> tuple[InMemoryDataset, dict[str, str], dict[str, Tensor]]:
     """Return OGB's own data set, what it knows of it, and its split; nothing is left under the root."""
-    package, loader, names = DATASETS[card.task]
-    name = choose(f"card {card.name}.toml: loader.dataset", str(card.loader["dataset"]), names)
-    folder = root / str(card.loader["folder"])
-    # Else ogb looks for a newer ogb on the network, in a thread.
-    sys.modules.setdefault("outdated", None)
     import pandas as pd
     from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
     from torch_geometric.data.storage import GlobalStorage
 
-    package = import_module(f"ogb.{package}")
+    package, name = _package(card)
+    loader, folder = DATASETS[card.task][1], root / str(card.loader["folder"])
     master = Path(package.__file__).with_name("master.csv")
     about = pd.read_csv(master, index_col=0, keep_default_na=False)[name].to_dict()
     attributes = [f"{kind}-feat" for kind in ("node", "edge") if about[f"has_{kind}_attr"] == "True"]
@@ -91,6 +89,39 @@ def _open(card: Card, root: Path) -> tuple[InMemoryDataset, dict[str, str], dict
             # Told the folder, ogb takes that one; told its parent, it prefers one that older releases left beside it.
             dataset = loader(name, meta_dict=about | {"dir_path": str(folder)})
         return dataset, about, dataset.get_idx_split()
+
+
+def _package(card: Card) -> tuple[ModuleType, str]:
+    """Return the package of OGB that a card's data set is in, and OGB's name of it."""
+    package, _, names = DATASETS[card.task]
+    name = choose(f"card {card.name}.toml: loader.dataset", str(card.loader["dataset"]), names)
+    # With the package outdated, ogb looks for a newer ogb on the network, in a thread.
+    had = {key: sys.modules[key] for key in ["outdated"] if key in sys.modules}
+    sys.modules["outdated"] = None
+    try:
+        return import_module(f"ogb.{package}"), name
+    finally:
+        del sys.modules["outdated"]
+        sys.modules.update(had)
+
+
+def evaluator(card: Card) -> Callable[[Tensor, Tensor], float]:
+    """Return OGB's own Evaluator of a card's data set, as a function like :func:`g2m.metrics.score`.
+
+    It takes logits ``[N, C]`` and classes ``[N]``, or ``[N, T]`` of binary tasks, NaN for a missing label.
+    """
+    package, name = _package(card)
+    judge = package.Evaluator(name)
+
+    def score(logits: Tensor, y: Tensor) -> float:
+        if judge.eval_metric == "acc":
+            predicted = logits.argmax(-1)
+        else:
+            predicted = logits[:, 1] - logits[:, 0] if y.dim() == 1 else logits
+        given = {"y_true": y.reshape(len(y), -1), "y_pred": predicted.reshape(len(y), -1)}
+        return float(judge.eval(given)[judge.eval_metric])
+
+    return score
 
 
 def fetch(card: Card, root: Path) -> None:

@@ -72,6 +72,32 @@ def test_a_killed_run_goes_on_and_the_same_again_gives_the_same(tmp_path):
     assert [timeless(record) for record in again] == [timeless(record) for record in other]
 
 
+@pytest.mark.parametrize("row", ["full", "scored", "shuffled scored", "size"])
+def test_what_was_trained_is_kept_and_scores_as_recorded(tmp_path, row):
+    (cell,) = grid([row])
+    record = cell.run(folder=tmp_path / "kept")
+    if row == "size":
+        assert not (tmp_path / "kept").exists(), "nothing was trained"
+        return
+    network = g2m.GraphClassifier.load(tmp_path / "kept" / "classifier.safetensors")
+    expected = {part: record["scores"][part] for part in ("val", "test")}
+    assert network.evaluate(cell.graphs()) == expected
+    if row != "full":
+        assert (
+            g2m.condense.CondensedSet.load(tmp_path / "kept" / "condensed.safetensors").nbytes().raw == record["bytes"]
+        )
+    assert timeless(cell.run()) == timeless(record)
+
+
+def test_a_training_with_a_folder_has_its_checkpoint_there(tmp_path, monkeypatch):
+    (cell,), fit, asked = grid(["full"]), g2m.GraphClassifier.fit, []
+    watched = lambda self, *given, **options: asked.append(options["checkpoint"]) or fit(self, *given, **options)  # noqa: E731
+    monkeypatch.setattr(g2m.GraphClassifier, "fit", watched)
+    cell.run()
+    cell.run(folder=tmp_path)
+    assert asked == [None, tmp_path / "classifier.checkpoint"]
+
+
 def test_a_set_is_made_once_for_all_networks(monkeypatch):
     made = []
     monkeypatch.setattr(bench, "condense", lambda *a, **k: made.append(k) or g2m.condense.condense(*a, **k))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_ogb import contents, write
+from ogb_cases import OGB_EDGES, OGB_SIZES, contents, labels, lay_out_graphs, refuse
 from torch_geometric.datasets import TUDataset
 from torch_geometric.utils import to_networkx
 
@@ -95,48 +95,14 @@ def test_tu_edge_labels_come_with_an_archive_that_has_them(tmp_path):
     assert graphs[0].edge_attr.tolist() == [[0, 1], [0, 1]]
 
 
-# -- OGB: eight molecules; one of a single atom, one of none -----------------------------------------------------------
-
-OGB_SIZES = [2, 3, 1, 0, 2, 2, 2, 2]
-OGB_EDGES = [[[0, 1]], [[0, 1], [2, 1]], [], [], [[0, 1]], [[1, 0]], [[0, 1]], [[0, 1]]]
-OGB_SPLIT = {"train": [6, 0, 4, 3], "valid": [1, 5], "test": [7, 2]}
-
-
-def labels(tasks):
-    y = np.arange(8 * tasks).reshape(8, tasks) % 2.0
-    y[:, 0] = [0, 1, 0, 1, 0, 1, 0, 1]
-    if tasks > 1:
-        y[2, 0] = y[5, 3] = np.nan
-        y[4] = np.nan  # nothing at all is known
-    return y
-
-
-def lay_out_ogb(card, root):
-    """Write the small data set where the card's files are, as OGB does."""
-    folder = root / card.loader["folder"]
-    edges = [edge for graph in OGB_EDGES for edge in graph]
-    tables = {
-        "edge": edges,
-        "edge-feat": np.arange(3 * len(edges)).reshape(-1, 3),
-        "node-feat": np.arange(9 * sum(OGB_SIZES)).reshape(-1, 9) % 7,
-        "num-node-list": OGB_SIZES,
-        "num-edge-list": [len(graph) for graph in OGB_EDGES],
-    }
-    for name, rows in tables.items():
-        write(folder / "raw" / f"{name}.csv.gz", rows)
-    y = pd.DataFrame(labels(card.counts["tasks"]))
-    y.astype("Int64").to_csv(folder / "raw" / "graph-label.csv.gz", header=False, index=False)
-    for part, ids in OGB_SPLIT.items():
-        write(folder / "split" / "scaffold" / f"{part}.csv.gz", ids)
-    (folder / "RELEASE_v1.txt").touch()
-    return folder
+# -- OGB, see ogb_cases -----------------------------------------------------------------------------------------------
 
 
 def small_ogb(name, root):
     card = find_card(name)
     counts = {**card.counts, "graphs": 8, "nodes": 14, "edges": 7, "features": 9, "classes": 2}
     card = dataclasses.replace(card, counts=counts)
-    lay_out_ogb(card, root)
+    lay_out_graphs(card, root)
     return card
 
 
@@ -182,9 +148,6 @@ def test_a_data_set_of_ogb_of_another_kind_is_refused(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_questions(monkeypatch):
-    def refuse(prompt=""):
-        raise SystemExit(f"a question was asked: {prompt}")  # no `except Exception` swallows it
-
     monkeypatch.setattr("builtins.input", refuse)
 
 

@@ -1,14 +1,13 @@
 import dataclasses
-import gzip
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ogb_cases import ARCS, FEATURES, LABELS, contents, lay_out, refuse
 from tqdm import tqdm
 
 from g2m import G2MError
@@ -16,45 +15,10 @@ from g2m.data import download, find_card, load, splits
 from g2m.data.sources import SOURCES
 
 NAMES = ("ogbn-arxiv", "ogbn-products")
-#: A pair in both directions, an edge twice, a loop, three one-way edges; node 7 is isolated.
-EDGES = [[1, 0], [0, 1], [1, 2], [1, 2], [3, 3], [4, 2], [5, 6], [6, 3]]
-ARCS = [[0, 1], [1, 0], [1, 2], [2, 1], [2, 4], [3, 6], [4, 2], [5, 6], [6, 3], [6, 5]]
-LABELS = [2, 0, 1, 0, 1, 2, 0, 1]
-SPLIT = {"train": [6, 0, 4], "valid": [1, 5], "test": [7, 3, 2]}
-FEATURES = np.arange(24).reshape(8, 3) / 8
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt") as file:
-        np.savetxt(file, np.asarray(rows).reshape(len(rows), -1), fmt="%s", delimiter=",")
-
-
-def lay_out(card, root):
-    """Write the small data set where the card's files are, as OGB does."""
-    folder = root / card.loader["folder"]
-    split = folder / "split" / {"ogbn-arxiv": "time", "ogbn-products": "sales_ranking"}[card.name]
-    tables = {"edge": EDGES, "node-feat": FEATURES, "node-label": LABELS}
-    tables |= {"num-node-list": [8], "num-edge-list": [len(EDGES)]}
-    if card.name == "ogbn-arxiv":
-        tables["node_year"] = [2017] * 8
-    for name, rows in tables.items():
-        write(folder / "raw" / f"{name}.csv.gz", rows)
-    for part, ids in SPLIT.items():
-        write(split / f"{part}.csv.gz", ids)
-    (folder / "RELEASE_v1.txt").touch()
-    return folder
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture(autouse=True)
 def _no_questions(monkeypatch):
-    def refuse(prompt=""):
-        raise SystemExit(f"a question was asked: {prompt}")  # no `except Exception` swallows it
-
     monkeypatch.setattr("builtins.input", refuse)
 
 

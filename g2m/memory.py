@@ -1,0 +1,88 @@
+"""How much memory a training takes, before it is begun."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from g2m.errors import G2MError
+
+if TYPE_CHECKING:
+    from g2m.estimators import Teacher
+    from g2m.graph import Graph
+
+
+def teacher_memory(teacher: Teacher, graph: Graph) -> dict[str, int]:
+    """Return about how many bytes fitting a teacher takes, by what for; nothing is built.
+
+    Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
+    another: sorting the arcs, a step of training, an answer for all nodes. It is an estimate, within a third of what
+    was measured (docs/scale.md); attention and tokenizers are not counted.
+
+    Args:
+        teacher: not fitted yet.
+        graph: what it is to be fitted on.
+    """
+    nodes, arcs, classes = graph.num_nodes, graph.num_edges + graph.num_nodes, graph.num_classes
+    rows = -(-nodes // teacher.partitions)
+    if teacher.fan_out is not None:
+        reached = teacher.batch_size
+        for most in teacher.fan_out:
+            reached *= 1 + most
+        rows = min(nodes, reached)
+    widths = [teacher.hidden_channels] * (teacher.num_layers - 1)
+    whole = 1 if graph.setting == "transductive" else 2  # the observed part is a copy
+    found = {
+        "graph": whole * sum(value.nbytes for value in (graph.x, graph.edge_index, graph.y)),
+        "adjacencies": 8 * arcs * (2 if teacher.partitions == 1 else 3) + 12 * arcs // teacher.partitions,
+    }
+    last = {
+        "sorting the arcs": 36 * arcs,
+        "a step of training": 4 * 4 * rows * (sum(widths) + classes),
+        "an answer for all nodes": 4 * nodes * (3 * max([*widths, classes])),
+    }
+    most = max(last, key=last.get)
+    return {**found, most: last[most]}
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, less than the machine has where its control group says so; ``None``
+    if nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]))
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            found.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, TypeError):
+        pass
+    return min(found, default=None)
+
+
+def check_memory(teacher: Teacher, graph: Graph, device: torch.device) -> None:
+    """Refuse a training that cannot fit, and say what would.
+
+    Raises:
+        G2MError: if the estimate is above what is free on the device.
+    """
+    free, needed = available_memory(device), sum(teacher_memory(teacher, graph).values())
+    if free is None or needed <= free:
+        return
+    before, fits = teacher.partitions, None
+    try:
+        while teacher.partitions < min(graph.num_nodes, 2**16) and fits is None:
+            teacher.partitions *= 2
+            fits = teacher.partitions if sum(teacher_memory(teacher, graph).values()) <= free else None
+    finally:
+        teacher.partitions = before
+    way = "Take a machine with more." if fits is None or teacher.fan_out else f"partitions={fits} would fit."
+    raise G2MError(
+        f"graph: training on {graph.name!r} takes about {needed / 1e9:.1f} GB (got {free / 1e9:.1f} GB free). {way}"
+    )

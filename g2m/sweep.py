@@ -1,0 +1,530 @@
+"""Sweeps: an Optuna study over an experiment's options, shared by processes and machines, resumed when killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from g2m.bench import run, start_worker
+from g2m.errors import G2MError, check_whole, choose
+from g2m.experiments import ExperimentFile
+from g2m.graph import SETTINGS
+from g2m.report import mean_std
+from g2m.spaces import corners, suggest
+
+JOURNAL = "journal.log"
+_REPORT_EVERY = 10  # epochs: a report is a write to the storage
+_SPAN = 100_000  # a trial's reports: step = place of the seed × this + epoch
+_BEAT_SECONDS = 30.0
+#: A trial of another machine that has not been heard of for so long is taken to be dead.
+GRACE_SECONDS = 900.0
+_RESTARTS = 3  # of killed workers, a run
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class _PerTrial(optuna.samplers.BaseSampler):
+    """Optuna's TPE, seeded anew for every trial from the sweep's seed and the trial's number.
+
+    Whichever worker on whichever machine asks, no two trials draw the same, and one worker draws the same every time.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._tpe = optuna.samplers.TPESampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
+        self._tpe = optuna.samplers.TPESampler(seed=seed)
+
+    def reseed_rng(self) -> None:
+        """Nothing to do: see the class."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self._tpe.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self._tpe.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._tpe.after_trial(study, trial, state, values)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search for the options of an experiment that do best on validation. Test labels never reach a trial.
+
+    Args:
+        experiment: what to search, in its ``space``; see :meth:`g2m.experiments.Experiment.searched`.
+        setting: ``"transductive"`` (default) or ``"inductive"``.
+        seeds: a trial trains a student for each of the seeds 0 … seeds-1, and scores their mean; default 1.
+        also: a second objective, to be small: ``"parameters"``, ``"bytes"`` or ``"latency"`` (milliseconds for one
+            node) of the student; the answer is then a front. Default ``None``.
+        prune: stop trials that are below the median of the earlier ones at the same epoch; default True. With ``also``
+            there is no pruning.
+        seed: of what is drawn; default 0.
+
+    Raises:
+        G2MError: on a name or a range that no student or teacher would take.
+    """
+
+    experiment: ExperimentFile
+    setting: str = "transductive"
+    seeds: int = 1
+    also: str | None = None
+    prune: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choose("setting", self.setting, SETTINGS)
+        check_whole("seeds", self.seeds)
+        check_whole("seed", self.seed, 0)
+        if self.also is not None:
+            choose("also", self.also, self._trials().also)
+        object.__setattr__(self, "experiment", self.experiment.searched(sizes=self.also is not None))
+        for options in corners(self.experiment.space):
+            self.experiment.changed(options).cell(self.setting, 0).check()
+
+    @property
+    def name(self) -> str:
+        """What the study is called in its storage, unless told otherwise."""
+        return self.experiment.study_name(self.setting)
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides what a trial is scored by, as plain values."""
+        return {
+            **self.experiment.config(),
+            "space": self.experiment.space,
+            "setting": self.setting,
+            "seeds": self.seeds,
+            "also": self.also,
+        }
+
+    # -- the study ---------------------------------------------------------------------------------------------
+
+    def study(self, storage: str | Path, name: str | None = None) -> optuna.Study:
+        """Return the study, made if there is none of that name in the storage.
+
+        Args:
+            storage: a journal file, or an URL: ``sqlite:///…``, ``postgresql://…``, ``grpc://host:port`` (Optuna's
+                proxy).
+            name: default :attr:`name`.
+
+        Raises:
+            G2MError: if the storage cannot be opened, or the study there is another one.
+        """
+        name = name or self.name
+        directions = ["maximize"] if self.also is None else ["maximize", "minimize"]
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=10, n_warmup_steps=2 * _REPORT_EVERY)
+        pruner = pruner if self.prune and self.also is None else optuna.pruners.NopPruner()
+        try:
+            study = optuna.create_study(
+                storage=_open(storage),
+                study_name=name,
+                sampler=_PerTrial(self.seed),
+                pruner=pruner,
+                directions=directions,
+                load_if_exists=True,
+            )
+            known = study.user_attrs.get("sweep")
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # KeyError: another file of JSON
+            raise _unopened(storage, error) from None
+        except Exception as error:  # a driver's own: drivers differ by storage
+            if type(error).__module__.split(".")[0] in ("optuna", "sqlalchemy", "grpc"):
+                raise _unopened(storage, error) from None
+            raise
+        identity = json.loads(json.dumps(self.identity()))
+        if known is None:
+            study.set_user_attr("sweep", identity)
+        elif known != identity:
+            changed = sorted(key for key in known | identity if known.get(key) != identity.get(key))
+            raise G2MError(
+                f"storage: the study {name!r} there is of another sweep, it differs in: {', '.join(changed)}. "
+                "Name another folder, or another study by name=."
+            )
+        return study
+
+    def left(self, study: optuna.Study, trials: int) -> int:
+        """Return how many of ``trials`` are neither done nor being run by anyone."""
+        found = study.get_trials(deepcopy=False)
+        taken = sum(t.state in (*_DONE, TrialState.RUNNING) or "error" in t.user_attrs for t in found)
+        return max(0, trials - taken)
+
+    def release(self, study: optuna.Study) -> None:
+        """End trials whose process is gone; their options are tried again, first of all."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _is_dead(trial):
+                _give_back(study, trial)
+
+    def _trials(self, **options: Any) -> Any:
+        return self.experiment.trials(self.setting, **options)
+
+    # -- trials ------------------------------------------------------------------------------------------------
+
+    def work(
+        self,
+        study: optuna.Study,
+        *,
+        trials: int,
+        stack: int = 1,
+        until: float | None = None,
+        root: str | Path | None = None,
+        cache: str | Path | None = None,
+        on_change: Callable[[optuna.Study], None] | None = None,
+    ) -> None:
+        """Run trials here until the study has as many as asked for, those of other processes counted; see :meth:`run`.
+
+        Args:
+            until: a time in seconds since the epoch after which no trial is begun.
+        """
+        beat = _Heart()
+        trainer = self._trials(root=root, cache=cache, alive=beat)
+        if self.left(study, trials):  # what is missing for all trials is no fault of one
+            trainer.prepare(self.experiment, range(self.seeds))
+        while until is None or time.time() < until:
+            self.release(study)
+            count = min(stack, self.left(study, trials))
+            if not count:
+                return
+            asked: list[Trial] = []
+            try:
+                for _ in range(count):
+                    asked.append(study.ask())
+                    asked[-1].set_user_attr("worker", _me())
+                beat.trials = asked
+                self._try(study, trainer, asked, beat)
+            except BaseException:  # stopped, or a fault of ours: nothing stays behind as running
+                for trial in asked:
+                    _give_back(study, trial)
+                raise
+            if on_change is not None:
+                on_change(study)
+
+    def _try(self, study: optuna.Study, trainer: Any, asked: list[Trial], beat: Callable[[], None]) -> None:
+        drawn = [suggest(trial, self.experiment.space) for trial in asked]
+        experiments = [self.experiment.changed(options) for options in drawn]
+        scores: dict[int, list[float]] = {place: [] for place in range(len(asked))}
+        costs: dict[int, float] = {}
+        started = time.perf_counter()
+        for seed in range(self.seeds):
+            places = list(scores)
+            if not places:
+                break
+            best = dict.fromkeys(places, -np.inf)
+
+            def report(i: int, record: dict[str, float], places=places, best=best, seed=seed) -> bool:
+                beat()
+                place, epoch = places[i], int(record["epoch"])
+                best[place] = max(best[place], record["val"])
+                if self.also is not None or (epoch + 1) % _REPORT_EVERY:
+                    return False
+                try:
+                    asked[place].report(best[place], step=seed * _SPAN + epoch)
+                except UpdateFinishedTrialError:  # taken for dead: it is being tried again elsewhere
+                    return True
+                return asked[place].should_prune()
+
+            for place, student in zip(
+                places, trainer.train([experiments[p] for p in places], seed, report), strict=True
+            ):
+                if hasattr(student, "history_"):
+                    scores[place].append(student.history_.best_score)
+                    if self.also is not None and seed == 0:
+                        costs[place] = trainer.cost(student, self.also)
+                    continue
+                scores.pop(place)
+                if student is None:
+                    _tell(study, asked[place], state=TrialState.PRUNED)
+                else:
+                    _note(asked[place], "error", str(student))
+                    _tell(study, asked[place], state=TrialState.FAIL)
+                    _refuse_if_all_fail(study, student)
+        for place, found in scores.items():
+            _note(asked[place], "val", found)
+            _note(asked[place], "seconds", round((time.perf_counter() - started) / len(asked), 2))
+            mean = statistics.fmean(found)
+            _tell(study, asked[place], values=mean if self.also is None else [mean, costs[place]])
+
+    def run(
+        self,
+        storage: str | Path,
+        *,
+        trials: int = 100,
+        workers: int = 1,
+        stack: int = 1,
+        timeout: float | None = None,
+        name: str | None = None,
+        root: str | Path | None = None,
+        cache: str | Path | None = None,
+        on_change: Callable[[optuna.Study], None] | None = None,
+    ) -> optuna.Study:
+        """Run trials until the study has as many as asked for, and return it. Called again, it goes on.
+
+        Every process and machine that runs the same sweep on the same storage shares the work.
+
+        Args:
+            storage: a journal file or an URL, see :meth:`study`.
+            trials: of the study as a whole, finished and pruned; default 100. Several processes may end up with as many
+                more as there are processes.
+            workers: processes, one for each GPU in turn where there are some, else threads are divided among them;
+                default 1: this process.
+            stack: trials asked for and trained at once, see :func:`g2m.fit_stacked`; default 1.
+            timeout: seconds after which this call begins no more trials; default ``None``.
+            name: of the study, default :attr:`name`.
+            root, cache: folders of data and of trained teachers, see :func:`g2m.bench.run_cell`.
+            on_change: called with the study as trials end.
+
+        Raises:
+            G2MError: on options that make every trial fail, a storage that cannot be opened, workers killed again and
+                again.
+        """
+        for argument, value in (("trials", trials), ("workers", workers), ("stack", stack)):
+            check_whole(argument, value)
+        study = self.study(storage, name)
+        until = None if timeout is None else time.time() + timeout
+        common = {"trials": trials, "stack": stack, "until": until, "root": root, "cache": cache}
+        while True:
+            if workers == 1:
+                self.work(study, on_change=on_change, **common)
+            else:
+                self._run_workers(study, storage, name, workers, common, on_change)
+            while any("worker" not in trial.user_attrs for trial in _running(study)):  # killed as it was asked for
+                time.sleep(0.5)
+                self.release(study)
+            if not self.left(study, trials) or (until is not None and time.time() > until):
+                return study
+
+    def _run_workers(
+        self,
+        study: optuna.Study,
+        storage: str | Path,
+        name: str | None,
+        workers: int,
+        common: dict[str, Any],
+        on_change: Callable[[optuna.Study], None] | None,
+    ) -> None:
+        """Have processes work on the study; one that is killed is replaced, its trial tried again."""
+        if self.left(study, common["trials"]):  # what trials share is made once, not by every worker
+            self._trials(root=common["root"], cache=common["cache"]).prepare(self.experiment, range(self.seeds))
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        receiver, sender = context.Pipe(duplex=False)
+        restarts = 0
+
+        def start(place: int) -> Any:
+            arguments = (self, str(storage), name, place, threads, common, sender)
+            process = context.Process(target=_worker, args=arguments, name=f"g2m-sweep-{place}")
+            process.start()
+            return process
+
+        running = {place: start(place) for place in range(min(workers, self.left(study, common["trials"])))}
+        try:
+            while running:
+                time.sleep(0.2)
+                for place, process in list(running.items()):
+                    if process.is_alive():
+                        continue
+                    running.pop(place)
+                    if receiver.poll():
+                        raise G2MError(receiver.recv())
+                    if process.exitcode > 0:
+                        raise RuntimeError(f"a worker of the sweep failed, exit code {process.exitcode}: see above.")
+                    self.release(study)
+                    late = common["until"] is not None and time.time() > common["until"]
+                    if process.exitcode < 0 and not late and self.left(study, common["trials"]):
+                        restarts += 1
+                        if restarts > _RESTARTS:
+                            raise G2MError(
+                                f"workers: {restarts} were killed, perhaps for memory. Run the same command with fewer."
+                            )
+                        running[place] = start(place)
+                if on_change is not None:
+                    on_change(study)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.join()
+            self.release(study)
+
+    # -- the answer --------------------------------------------------------------------------------------------
+
+    def best(self, study: optuna.Study) -> ExperimentFile:
+        """Return the experiment with the options that did best on validation; of a front, those of the best score.
+
+        Raises:
+            G2MError: if no trial was finished.
+        """
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not finished:
+            errors = [t.user_attrs["error"] for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+            why = f", the last one failed by: {errors[-1]}" if errors else ""
+            raise G2MError(f"trials: expected at least one that was finished (got none{why}). Run more.")
+        trial = max(finished, key=lambda trial: trial.values[0])
+        done = study.get_trials(deepcopy=False, states=_DONE)
+        found = {"setting": self.setting, "trials": len(done), "seeds": self.seeds, "val": round(trial.values[0], 5)}
+        options = suggest(optuna.trial.FixedTrial(trial.params), self.experiment.space)
+        return replace(self.experiment.changed(options), tuned=found, paper={})
+
+    def replicate(
+        self, experiment: ExperimentFile, count: int = 10, *, out: str | Path | None = None, **options: Any
+    ) -> tuple[ExperimentFile, list[dict[str, Any]]]:
+        """Train an experiment on fresh seeds and read test, once; return it with its scores, and the records.
+
+        Args:
+            experiment: from :meth:`best`.
+            count: seeds, from the first that no trial was trained with; default 10.
+            out: results file; a killed run goes on from it.
+            options: ``workers``, ``root``, ``cache``, ``progress`` of :func:`g2m.bench.run`.
+        """
+        seeds = range(self.seeds, self.seeds + check_whole("replicate", count))
+        records = list(run([experiment.cell(self.setting, seed) for seed in seeds], out=out, **options))
+        parts = {part: [record["scores"][part] for record in records] for part in records[0]["scores"]}
+        scores = {part: [round(figure, 5) for figure in mean_std(values)] for part, values in parts.items()}
+        return replace(experiment, tuned={**experiment.tuned, "fresh_seeds": count, "scores": scores}), records
+
+
+# -- storage -----------------------------------------------------------------------------------------------------------
+
+
+def _open(storage: str | Path) -> str | BaseStorage:
+    text = str(storage)
+    if text.startswith("grpc://"):
+        host, _, port = text.removeprefix("grpc://").rstrip("/").partition(":")
+        if port and not port.isdecimal():
+            raise ValueError("expected grpc://host:port")
+        return GrpcStorageProxy(host=host or "localhost", port=int(port or 13000))
+    if "://" in text:
+        return text
+    Path(text).parent.mkdir(parents=True, exist_ok=True)
+    # Of a relative path Optuna's lock would be a link to nowhere: left by a killed process, waited for without end.
+    return JournalStorage(JournalFileBackend(str(Path(text).absolute())))
+
+
+def _unopened(storage: str | Path, error: Exception) -> G2MError:
+    scheme = str(storage).partition("://")
+    shown = f"{scheme[0]}://…" if scheme[1] else scheme[0]  # an URL may hold a password
+    reason = str(error).replace(str(storage), shown).partition("\n")[0]
+    return G2MError(f"storage: {shown!r} cannot be opened ({type(error).__name__}: {reason}).")
+
+
+def _tell(study: optuna.Study, trial: Trial, **outcome: Any) -> None:
+    """Tell how a trial ended, unless somebody took it for dead and ended it."""
+    try:
+        study.tell(trial.number, **outcome)
+    except (ValueError, UpdateFinishedTrialError):
+        if study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+            raise
+
+
+def _give_back(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
+    """End a running trial and have its options tried again; of several who do so at once, one does."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, UpdateFinishedTrialError):  # it has ended
+        return
+    ended = study.get_trials(deepcopy=False)[trial.number]
+    if params := ended.system_attrs.get("fixed_params", {}) | ended.params:  # or one that was to be tried again itself
+        study.enqueue_trial(params, user_attrs={"again": trial.number})
+
+
+def _note(trial: Trial, name: str, value: Any) -> None:
+    with suppress(UpdateFinishedTrialError):  # it was taken for dead; or is done, while others of its stack go on
+        trial.set_user_attr(name, value)
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _refuse_if_all_fail(study: optuna.Study, error: G2MError, most: int = 5) -> None:
+    found = study.get_trials(deepcopy=False)
+    failed = sum("error" in trial.user_attrs for trial in found)
+    if failed >= most and not any(trial.state in _DONE for trial in found):
+        raise G2MError(f"space: the first {failed} trials failed, the last one by: {error}")
+
+
+# -- who runs what -----------------------------------------------------------------------------------------------------
+
+
+def _begun(pid: int) -> str | None:
+    """Return when a process of this machine began, in ticks, or ``None`` if it is gone or none can tell."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else rest[18]  # a zombie is gone: in a container nobody may come for it
+
+
+def _me() -> list[Any]:
+    return [socket.gethostname(), os.getpid(), _begun(os.getpid())]
+
+
+def _is_dead(trial: FrozenTrial) -> bool:
+    worker = trial.user_attrs.get("worker")
+    heard = trial.user_attrs.get("beat", trial.datetime_start.timestamp())
+    if worker is None:  # a moment after it was asked for; long after, its process was killed in that moment
+        return time.time() - heard > _BEAT_SECONDS
+    host, pid, begun = worker
+    if host != socket.gethostname():
+        return time.time() - heard > GRACE_SECONDS
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return begun is not None and _begun(pid) != begun  # the number was given to another process
+
+
+class _Heart:
+    """Marks trials as alive, twice a minute at most."""
+
+    def __init__(self) -> None:
+        self.trials: list[Trial] = []
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > _BEAT_SECONDS:
+            self._last = time.monotonic()
+            for trial in self.trials:
+                _note(trial, "beat", time.time())
+
+
+def _worker(
+    sweep: Sweep, storage: str, name: str | None, place: int, threads: int, common: dict[str, Any], sender: Any
+) -> None:
+    if devices := torch.cuda.device_count():
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(place % devices)
+    start_worker(threads)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by an exception: the journal is not left locked
+    try:
+        sweep.work(sweep.study(storage, name), **common)
+    except G2MError as error:
+        sender.send(str(error))

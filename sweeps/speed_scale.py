@@ -1,0 +1,107 @@
+"""Time and memory against the size of the graph: made-up graphs with ogbn-products' degrees, classes and features.
+
+    python sweeps/speed_scale.py 10000 100000 1000000 2449029 --out docs/results/speed_scale.jsonl \
+        --plot docs/scale.png
+
+Each size is a process of its own: a teacher trained on random parts of the graph, its outputs, then students by GLNN
+and FF-G2M. Seconds are of an epoch, its validation included; memory is the most the process had so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import g2m
+from g2m.bench import append_result, read_results
+from g2m.memory import teacher_memory
+
+TABLE = "Time and memory by size of the graph"
+
+
+def gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def rows_of(num_nodes: int, given: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    graph = g2m.load("sbm-products", num_nodes=num_nodes)
+    made = time.perf_counter() - started
+    common = {"hidden_channels": given.hidden_channels, "max_epochs": given.epochs}
+    teacher = g2m.Teacher("sage", partitions=given.partitions, **common)
+    expected = sum(teacher_memory(teacher, graph).values()) / 1e9
+    base, seconds = gigabytes(), []
+    clock = time.perf_counter()
+
+    def tick(_: dict[str, float]) -> None:
+        nonlocal clock
+        seconds.append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+
+    def report(what: str, scores: dict[str, float], estimate: str = "–") -> None:
+        row = {"table": TABLE, "nodes": f"{num_nodes:,}", "arcs": f"{graph.num_edges:,}", "model": what}
+        row |= {"s an epoch": f"{min(seconds):.2f}", "peak GB": f"{gigabytes():.1f}", "estimated GB": estimate}
+        row |= {"µs a node and arc": f"{1e6 * min(seconds) / (num_nodes + graph.num_edges):.3f}"}
+        row |= {"test": f"{100 * scores['test']:.1f}"}
+        print(json.dumps(row), flush=True)
+
+    print(f"{num_nodes:,} nodes: made in {made:.0f} s, {base:.1f} GB", file=sys.stderr, flush=True)
+    teacher.fit(graph, on_epoch=tick)
+    report(f"SAGE, {given.partitions} parts", teacher.evaluate(graph), f"{expected + 0.5:.1f}")
+    outputs = teacher.outputs(graph, noise_draws=0)
+    for method, options in {"glnn": {}, "ff_g2m": {"edge_batch_size": 65536}}.items():
+        seconds.clear()
+        clock = time.perf_counter()
+        student = g2m.Student(method, batch_size=16384, **options, **common)
+        student.fit(graph, outputs, on_epoch=tick)
+        report(method, student.evaluate(graph))
+
+
+def plot(path: Path, rows: list[dict[str, str]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, column in zip(panels, ("s an epoch", "peak GB"), strict=True):
+        for model in dict.fromkeys(row["model"] for row in rows):
+            line = [row for row in rows if row["model"] == model]
+            size = [int(row["nodes"].replace(",", "")) + int(row["arcs"].replace(",", "")) for row in line]
+            panel.plot(size, [float(row[column]) for row in line], "o-", label=model)
+        panel.set(xlabel="nodes + arcs", ylabel=column, xscale="log", yscale="log")
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="+", type=int, help="numbers of nodes")
+    parser.add_argument("--partitions", type=int, default=8)
+    parser.add_argument("--hidden-channels", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--one", action="store_true", help="in this process, printing rows as JSON")
+    parser.add_argument("--plot", type=Path, help="PNG of all rows in --out")
+    parser.add_argument("--out", type=Path, help="results file to add rows to")
+    given = parser.parse_args()
+    if given.one:
+        rows_of(given.sizes[0], given)
+        return
+    for size in given.sizes:
+        options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("partitions", "epochs")]
+        command = [sys.executable, __file__, str(size), "--one", *options, f"--hidden-channels={given.hidden_channels}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        for line in done.stdout.splitlines():
+            print(line, flush=True)
+            if given.out:
+                append_result(given.out, json.loads(line))
+    if given.plot:
+        plot(given.plot, [row for row in read_results(given.out) if row.get("table") == TABLE])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Tuned options: search each method's on validation, then read test once, on fresh seeds, beside the options it had.
+
+    python sweeps/tune.py cora-cpf citeseer-cpf --methods glnn,ff_g2m,vqgraph --trials 64 --stack 8 \
+        --folder tune --tuned sweeps/tuned --out docs/results/tuned.jsonl
+
+What `g2m sweep FILE` does for one experiment, by the API for several. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import optuna
+
+from g2m.bench import append_result, read_results, run
+from g2m.experiments import alike
+from g2m.report import percent
+from g2m.sweep import JOURNAL, Sweep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="card names")
+    parser.add_argument("--methods", default="glnn,ff_g2m,vqgraph")
+    parser.add_argument("--teacher", default="sage")
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=2, help="a trial is scored on")
+    parser.add_argument("--stack", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--fresh", type=int, default=10, help="fresh seeds for the comparison")
+    parser.add_argument("--folder", type=Path, default=Path("tune"), help="journals and results of the runs")
+    parser.add_argument("--tuned", type=Path, help="folder for the files of the best options")
+    parser.add_argument("--out", type=Path, help="results file to append the table's rows to")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    known = read_results(given.out) if given.out and given.out.exists() else []
+    for data in given.data:
+        for method in given.methods.split(","):
+            if any((row["data"], row["method"]) == (data, method) for row in known):
+                continue
+            sweep = Sweep(alike(data, method, given.teacher), seeds=given.seeds)
+            folder = given.folder / sweep.name
+            folder.mkdir(parents=True, exist_ok=True)
+            study = sweep.run(folder / JOURNAL, trials=given.trials, workers=given.workers, stack=given.stack)
+            best, records = sweep.replicate(
+                sweep.best(study), given.fresh, out=folder / "results.jsonl", workers=given.workers, stack=given.stack
+            )
+            before = [alike(data, method, given.teacher).cell(sweep.setting, record["seed"]) for record in records]
+            before = list(run(before, out=folder / "before.jsonl", workers=given.workers, stack=given.stack))
+            if given.tuned:
+                best.write(given.tuned / f"{data}-{given.teacher}-{method}.toml")
+            tests = {record["seed"]: record["scores"]["test"] for record in records}
+            gained = [tests[record["seed"]] - record["scores"]["test"] for record in before]
+            row = {
+                "table": "Tuned on validation, scored on fresh seeds",
+                "data": data,
+                "method": method,
+                "trials": given.trials,
+                "seeds a trial": given.seeds,
+                "val": percent([record["scores"]["val"] for record in records]),
+                "test": percent(list(tests.values())),
+                "test before": percent([record["scores"]["test"] for record in before]),
+                "gained": percent(gained),
+                "fresh seeds": given.fresh,
+            }
+            print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
+            if given.out:
+                append_result(given.out, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a training takes is said beforehand, and refused where there is not so much."""
+
+import re
+
+import pytest
+import torch
+from cases import blocks
+
+from g2m import memory
+from g2m.data import load
+from g2m.errors import G2MError
+from g2m.estimators import Teacher
+from g2m.memory import available_memory, check_memory, teacher_memory
+
+CPU = torch.device("cpu")
+
+
+def total(graph, **options) -> int:
+    return sum(teacher_memory(Teacher("sage", **options), graph).values())
+
+
+def test_the_graph_counts_as_it_lies_in_memory():
+    graph = load("sbm-arxiv", num_nodes=4000)
+    tensors = (graph.x, graph.edge_index, graph.y)
+    assert teacher_memory(Teacher(), graph)["graph"] == sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_more_parts_take_less_and_wider_networks_more():
+    graph = load("sbm-arxiv", num_nodes=4000)
+    by_parts = [total(graph, partitions=parts, hidden_channels=1024) for parts in (1, 2, 4)]
+    assert by_parts == sorted(by_parts, reverse=True)
+    assert len(set(by_parts)) == 3
+    assert total(graph, hidden_channels=64) < total(graph, hidden_channels=256)
+    assert total(graph, hidden_channels=2048, fan_out=[2, 2], batch_size=8) < total(graph, hidden_channels=2048)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
+    graph = load("sbm-arxiv", num_nodes=4000)
+    free = (total(graph, hidden_channels=1024) + total(graph, hidden_channels=1024, partitions=4)) // 2
+    monkeypatch.setattr(memory, "available_memory", lambda device: free)
+    teacher = Teacher("sage", hidden_channels=1024, max_epochs=1, device="cpu")
+    with pytest.raises(
+        G2MError, match=r"graph: training on 'sbm-arxiv' takes about .* GB .*partitions=\d+ would fit"
+    ) as stop:
+        teacher.fit(graph)
+    assert teacher.partitions == 1, "it is as it was"
+    parts = int(re.search(r"partitions=(\d+)", str(stop.value))[1])
+    check_memory(Teacher("sage", hidden_channels=1024, partitions=parts), graph, CPU)
+
+
+def test_what_nothing_helps_is_refused_plainly(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
+    with pytest.raises(G2MError, match="Take a machine with more"):
+        check_memory(Teacher(), blocks(), CPU)
+
+
+def test_where_nothing_tells_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda device: None)
+    check_memory(Teacher(hidden_channels=10**9), blocks(), CPU)
+
+
+def test_free_memory_is_some_of_what_there_is():
+    free = available_memory(CPU)
+    assert free is None or 2**20 < free < 2**50
