@@ -474,7 +474,9 @@ def test_a_threshold_is_a_count_or_a_share(min_support):
 
 
 @pytest.mark.parametrize(
-    "transactions", [np.eye(3), {0: [1]}, "ab", 3, [1, 2], csr_array(np.ones(3)), iter([{1}])], ids=repr
+    "transactions",
+    [np.eye(3), {0: [1]}, "ab", 3, [1, 2], csr_array(np.ones(3)), iter([{1}])],
+    ids=lambda given: type(given).__name__,
 )
 def test_transactions_are_a_sparse_matrix_or_a_list_of_sets(transactions):
     for call in (lambda t: mine(t, min_support=1), lambda t: cover(t, []), lambda t: count_items(t)):
