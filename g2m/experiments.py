@@ -242,7 +242,8 @@ def _value(text: str) -> Any:
 @cache
 def shipped() -> Mapping[tuple[str, str, str | None], Experiment]:
     """Return the experiments that come with g2m, by (data, method, teacher)."""
-    return _by_key(path for path in FOLDER.glob("*/*.toml") if path.parent not in (TUNED, CONDENSED))
+    apart = ("tuned", "condensed")
+    return _by_key(path for path in FOLDER.glob("*/*.toml") if path.parent.name not in apart)
 
 
 @cache

@@ -36,7 +36,7 @@ def draw(study: optuna.Study, folder: str | Path) -> list[Path]:
 
     What a handful of trials cannot show is left out.
     """
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
     from optuna.visualization import matplotlib as plots
 
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -52,7 +52,7 @@ def draw(study: optuna.Study, folder: str | Path) -> list[Path]:
         found["pareto"] = lambda: plots.plot_pareto_front(study, target_names=["validation", also])
     folder, written = Path(folder), []
     for name, plot in found.items():
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rc_context():  # Optuna sets a style for all plots to come
             warnings.simplefilter("ignore")  # that plots are experimental; that importances are of low values
             figure = plot().figure
         written.append(folder / f"{name}.png")
