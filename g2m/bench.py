@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from g2m.graph import SETTINGS
 from g2m.latency import student_latency, teacher_latency
 from g2m.methods import REGISTRY, Method
 from g2m.models import BACKBONES
-from g2m.stacked import fit_stacked
+from g2m.stacked import fit_stacked, stack_key
 
 Record = dict[str, Any]
 #: What ``g2m bench --all`` runs every method on.
@@ -178,17 +178,19 @@ def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any
     """
     begun: dict[int, _Begun] = {}
     found: dict[int, Record | G2MError] = {}
+    together: dict[tuple, list[int]] = {}  # a seed may draw fewer nodes, and so fewer steps
     for place, cell in enumerate(cells):
         try:
-            begun[place] = _Begun(cell, progress=progress, **options)
+            begun[place] = each = _Begun(cell, progress=progress, **options)
         except G2MError as error:
             found[place] = error
-    if begun:
-        runs = list(begun.values())
-        outputs = [each.outputs for each in runs]
-        failed = fit_stacked([each.student for each in runs], [each.graph for each in runs], outputs, progress=progress)
-        for i, (place, each) in enumerate(begun.items()):
-            found[place] = failed[i] if i in failed else each.end()
+        else:
+            together.setdefault(stack_key(each.student, each.graph), []).append(place)
+    for places in together.values():
+        runs = [begun[place] for place in places]
+        given = ([getattr(each, name) for each in runs] for name in ("student", "graph", "outputs"))
+        failed = fit_stacked(*given, progress=progress)
+        found |= {place: failed[i] if i in failed else runs[i].end() for i, place in enumerate(places)}
     return [found[place] for place in range(len(cells))]
 
 
@@ -365,15 +367,11 @@ def _jobs(grid: Iterable[Cell], stack: int, folders: Mapping[str, Path]) -> list
 
 def _run_cells(cells: _Cells, folder: Path | None, options: Mapping[str, Any]) -> list[Record | G2MError]:
     if len(cells) > 1:
-        with suppress(G2MError):  # of different sizes: refused before any is trained
-            return run_stacked(cells, **options)
-    found: list[Record | G2MError] = []
-    for cell in cells:
-        try:
-            found.append(cell.run(folder=folder, **options))
-        except G2MError as error:
-            found.append(error)
-    return found
+        return run_stacked(cells, **options)
+    try:
+        return [cells[0].run(folder=folder, **options)]
+    except G2MError as error:
+        return [error]
 
 
 def _outcomes(

@@ -33,7 +33,7 @@ _OF_THE_RUN = {
 _OF_ANY_STUDENT = ("hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "max_epochs", "patience")
 _INSTALLED = Path(__file__).parent / "_experiments"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "sweeps"
-TUNED, CONDENSED = FOLDER / "tuned", FOLDER / "condensed"
+TUNED = FOLDER / "tuned"
 
 
 class ExperimentFile:
@@ -242,8 +242,7 @@ def _value(text: str) -> Any:
 @cache
 def shipped() -> Mapping[tuple[str, str, str | None], Experiment]:
     """Return the experiments that come with g2m, by (data, method, teacher)."""
-    apart = ("tuned", "condensed")
-    return _by_key(path for path in FOLDER.glob("*/*.toml") if path.parent.name not in apart)
+    return _by_key(path for path in FOLDER.glob("*/*.toml") if path.parent.name in REGISTRY)
 
 
 @cache

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from g2m.graph import Graph
 
 
-def teacher_memory(teacher: Teacher, graph: Graph) -> dict[str, int]:
+def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = None) -> dict[str, int]:
     """Return about how many bytes fitting a teacher takes, by what for; nothing is built.
 
     Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
@@ -25,9 +25,11 @@ def teacher_memory(teacher: Teacher, graph: Graph) -> dict[str, int]:
     Args:
         teacher: not fitted yet.
         graph: what it is to be fitted on.
+        partitions: in place of the teacher's own; default ``None``.
     """
+    partitions = teacher.partitions if partitions is None else partitions
     nodes, arcs, classes = graph.num_nodes, graph.num_edges + graph.num_nodes, graph.num_classes
-    rows = -(-nodes // teacher.partitions)
+    rows = -(-nodes // partitions)
     if teacher.fan_out is not None:
         reached = teacher.batch_size
         for most in teacher.fan_out:
@@ -37,7 +39,7 @@ def teacher_memory(teacher: Teacher, graph: Graph) -> dict[str, int]:
     whole = 1 if graph.setting == "transductive" else 2  # the observed part is a copy
     found = {
         "graph": whole * sum(value.nbytes for value in (graph.x, graph.edge_index, graph.y)),
-        "adjacencies": 8 * arcs * (2 if teacher.partitions == 1 else 3) + 12 * arcs // teacher.partitions,
+        "adjacencies": 8 * arcs * (2 if partitions == 1 else 3) + 12 * arcs // partitions,
     }
     last = {
         "sorting the arcs": 36 * arcs,
@@ -75,14 +77,13 @@ def check_memory(teacher: Teacher, graph: Graph, device: torch.device) -> None:
     free, needed = available_memory(device), sum(teacher_memory(teacher, graph).values())
     if free is None or needed <= free:
         return
-    before, fits = teacher.partitions, None
-    try:
-        while teacher.partitions < min(graph.num_nodes, 2**16) and fits is None:
-            teacher.partitions *= 2
-            fits = teacher.partitions if sum(teacher_memory(teacher, graph).values()) <= free else None
-    finally:
-        teacher.partitions = before
-    way = "Take a machine with more." if fits is None or teacher.fan_out else f"partitions={fits} would fit."
+    way = "Take a machine with more."
+    if teacher.fan_out is None:
+        for doublings in range(1, graph.num_nodes.bit_length()):
+            parts = teacher.partitions * 2**doublings
+            if sum(teacher_memory(teacher, graph, partitions=parts).values()) <= free:
+                way = f"partitions={parts} would fit."
+                break
     raise G2MError(
         f"graph: training on {graph.name!r} takes about {needed / 1e9:.1f} GB (got {free / 1e9:.1f} GB free). {way}"
     )

@@ -29,15 +29,26 @@ WIDTH = {"cpu": 8, "cuda": 128}
 _SHAPE = ("hidden_channels", "num_layers", "norm", "batch_size", "edge_batch_size", "reference_schedule")
 
 
-def stack_key(student: Student) -> tuple[tuple[str, Any], ...]:
+def stack_key(student: Student, graph: Graph) -> tuple[tuple[str, Any], ...]:
     """Return what students must have in common to be trained by :func:`fit_stacked`, hashable, as pairs.
 
     They may differ in everything else: seed, learning rate, weight decay, dropout, epochs, patience, the method's
-    options. Their graphs must have as many features and classes, and make as many steps of an epoch.
+    options. Their graphs may differ, but for the number of features, of classes, and of steps of an epoch.
     """
     method = make_method(student.method, student.options)
-    shape = [(name, getattr(student, name)) for name in _SHAPE]
-    return (("method", method.name), *shape, ("device", str(resolve_device(student.device))))
+    observed = graph.observed()
+    train = observed.part("train")
+    nodes = train if method.nodes == "train" else None
+    reference = student.reference_schedule and bool(method.needs)
+    options = {"nodes": nodes, "batch_size": student.batch_size, "reference_schedule": reference}
+    return (
+        ("method", method.name),
+        *((name, getattr(student, name)) for name in _SHAPE),
+        ("device", str(resolve_device(student.device))),
+        ("features", graph.num_features),
+        ("classes", graph.num_classes),
+        ("steps of an epoch", NodeBatches(observed.x, observed.y, train, **options).num_steps),
+    )
 
 
 def fit_stacked(
@@ -138,14 +149,7 @@ def _check_alike(students: Sequence[Student], graphs: Sequence[Graph], outputs: 
         if search is not None:
             raise G2MError(f"students: method {method.name!r} of student {i} searches, one fit after another. Use fit.")
         methods.append(method)
-        observed = graph.observed()
-        train = observed.part("train")
-        nodes = train if method.nodes == "train" else None
-        reference = student.reference_schedule and bool(method.needs)
-        options = {"nodes": nodes, "batch_size": student.batch_size, "reference_schedule": reference}
-        steps = NodeBatches(observed.x, observed.y, train, **options).num_steps
-        sizes = [("features", graph.num_features), ("classes", graph.num_classes), ("steps of an epoch", steps)]
-        keys.append((*stack_key(student), *sizes))
+        keys.append(stack_key(student, graph))
     for i, key in enumerate(keys):
         for (name, expected), (_, got) in zip(keys[0], key, strict=True):
             if expected != got:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +91,13 @@ class NodeTrials:
         for place, experiment in enumerate(experiments):
             try:
                 found[place] = student = Student(experiment.method, seed=seed, **experiment.student_options)
-                self.graph(experiment, seed)
+                graph = self.graph(experiment, seed)
                 self.outputs(experiment, seed)
             except G2MError as error:
                 found[place] = error
             else:
                 stacks = experiment.cell(self.setting, seed).stacks
-                together.setdefault(stack_key(student) if stacks else place, []).append(place)
+                together.setdefault(stack_key(student, graph) if stacks else place, []).append(place)
         for places in together.values():
             students = [found[place] for place in places]
             graphs = [self.graph(experiments[place], seed) for place in places]
@@ -128,15 +127,12 @@ def _fit(
 ) -> dict[int, G2MError]:
     """Fit students, and return by place the mistakes of those that failed."""
     if len(students) > 1:
-        with suppress(G2MError):  # of different sizes: refused before any is trained
-            return fit_stacked(students, graphs, outputs if outputs[0] is not None else None, on_epoch=on_epoch)
-    failed = {}
-    for i, (student, graph, output) in enumerate(zip(students, graphs, outputs, strict=True)):
-        try:
-            end_early(student.fit, graph, output, report=lambda record, i=i: on_epoch(i, record))
-        except G2MError as error:
-            failed[i] = error
-    return failed
+        return fit_stacked(students, graphs, outputs, on_epoch=on_epoch)
+    try:
+        end_early(students[0].fit, graphs[0], outputs[0], report=lambda record: on_epoch(0, record))
+    except G2MError as error:
+        return {0: error}
+    return {}
 
 
 class _Ended(Exception):

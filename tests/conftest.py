@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,19 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"a test reached for the network: {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process, as its script does; return exit code, standard output and error."""
+
+    from g2m import cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["g2m", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.app()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run

@@ -80,20 +80,6 @@ def tuned(place, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process, as its script does; return exit code, standard output and error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["g2m", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.app()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def start(place):
     """Start a command in a process group of its own, as a terminal does; whatever is left of it is ended."""
     started = []

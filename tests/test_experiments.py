@@ -11,10 +11,11 @@ from g2m.condense.experiment import CondenseExperiment
 from g2m.data import find_card
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.experiments import CONDENSED, FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped
+from g2m.experiments import FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped
 from g2m.methods import REGISTRY
 from g2m.spaces import check_space
 
+CONDENSED = FOLDER / "condensed"
 FILES = sorted(path for path in FOLDER.glob("*/*.toml") if path.parent not in (TUNED, CONDENSED))
 OURS = [*sorted(TUNED.glob("*.toml")), *sorted(CONDENSED.glob("*.toml"))]
 PARTS = {"transductive": {"test"}, "inductive": {"test", "seen", "unseen"}}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ogb_cases import OGB_EDGES, OGB_SIZES, contents, lay_out, lay_out_graphs, refuse
 
-from g2m import G2MError, cli, ogb_runs
+from g2m import G2MError, ogb_runs
 from g2m.bench import Cell, read_results
 from g2m.condense.bench import CondenseCell
 from g2m.data import cards, find_card, load, ogb
@@ -328,18 +328,6 @@ def test_a_folder_of_another_command_is_refused(small):
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["g2m", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.app()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_prints_the_text_or_json(small, call):

@@ -208,12 +208,15 @@ def test_one_that_is_given_up_stays_unfitted():
 
 
 def test_keys_are_equal_where_students_go_together():
-    first = student("glnn", seed=1, lr=0.1, dropout=0.5, lam=0.3, patience=3, max_epochs=9, weight_decay=0)
-    assert hash(stack_key(first)) == hash(stack_key(student("glnn")))
-    assert stack_key(first) == stack_key(student("glnn"))
+    options = {"lr": 0.1, "dropout": 0.5, "lam": 0.3, "patience": 3, "max_epochs": 9, "weight_decay": 0}
+    first = stack_key(student("glnn", seed=1, **options), GRAPH)
+    assert hash(first) == hash(stack_key(student("glnn"), GRAPH))
+    assert first == stack_key(student("glnn"), blocks(seed=3))
     for other in ({"hidden_channels": 9}, {"num_layers": 3}, {"norm": "batch"}, {"batch_size": 9}):
-        assert stack_key(student("glnn", **other)) != stack_key(first)
-    assert stack_key(student("mlp")) != stack_key(first)
+        assert stack_key(student("glnn", **other), GRAPH) != first
+    assert stack_key(student("mlp"), GRAPH) != first
+    for graph in (blocks(num_features=9), blocks(num_classes=4), blocks(1200)):
+        assert stack_key(student("glnn"), graph) != first
 
 
 @pytest.mark.parametrize(
