@@ -14,21 +14,23 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from g2m import distributed
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
 from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment, alike, find, find_tuned
-from g2m.graph import SETTINGS
+from g2m.graph import SETTINGS, Graph
 from g2m.latency import student_latency, teacher_latency
 from g2m.methods import REGISTRY, Method
 from g2m.models import BACKBONES
+from g2m.outputs import TeacherOutputs
 from g2m.stacked import fit_stacked, stack_key
 
 Record = dict[str, Any]
@@ -163,12 +165,7 @@ def run_cell(
     begun = _Begun(cell, root=root, cache=cache, all_outputs=folder is not None, progress=progress)
     checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
     begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, progress=progress)
-    if folder is not None:
-        begun.student.save(Path(folder) / "student.safetensors")
-        if begun.teacher is not None:
-            begun.teacher.save(Path(folder) / "teacher.safetensors")
-            begun.outputs.save(Path(folder) / "outputs.safetensors")
-    return begun.end()
+    return distributed.from_first(lambda: begun.end(folder))
 
 
 def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any) -> list[Record | G2MError]:
@@ -194,6 +191,42 @@ def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any
     return [found[place] for place in range(len(cells))]
 
 
+class _Lesson:
+    """A trained teacher and what it says of a graph; cells of one job share it."""
+
+    def __init__(self, teacher: Teacher, graph: Graph) -> None:
+        self.teacher, self.graph = teacher, graph
+        self._outputs: dict[bool, TeacherOutputs] = {}
+
+    def outputs(self, with_noise: bool) -> TeacherOutputs:
+        """Return the outputs, with what noise does to them if asked: that takes several passes."""
+        if with_noise not in self._outputs:
+            options = {} if with_noise else {"noise_draws": 0}
+            self._outputs[with_noise] = self.teacher.outputs(self.graph, **options)
+        return self._outputs[with_noise]
+
+    @cached_property
+    def record(self) -> Record:
+        times = teacher_latency(self.teacher, self.graph, sizes=(1,), seconds=_LATENCY_SECONDS)
+        run = _run(self.teacher) | {"ms": round(times[1]["p50"], 4)}
+        return {"teacher_scores": self.teacher.evaluate(self.graph), "teacher_run": run}
+
+
+# One of each is kept: a job's cells come one after the other. Options are JSON, to be compared.
+@lru_cache(maxsize=1)
+def _graph(data: str, options: str, setting: str, seed: int, root: str | Path | None) -> Graph:
+    return load(data, seed=seed, setting=setting, root=root, **json.loads(options))
+
+
+@lru_cache(maxsize=1)
+def _lesson(graph: Graph, model: str, options: str, seed: int, cache: str | Path, progress: bool) -> _Lesson:
+    teacher = Teacher(model, seed=seed, **json.loads(options))
+    distributed.from_first(lambda: teacher.fit(graph, cache=cache, progress=progress).meta_)
+    if distributed.rank():  # it is in the cache; where that is another machine's, it is trained here as well
+        teacher.fit(graph, cache=cache)
+    return _Lesson(teacher, graph)
+
+
 class _Begun:
     """A cell whose teacher is trained and whose student is not."""
 
@@ -207,9 +240,9 @@ class _Begun:
         progress: bool = False,
     ) -> None:
         experiment, setting, seed = cell.experiment, cell.setting, cell.seed
-        self.graph = graph = load(experiment.data, seed=seed, setting=setting, root=root, **experiment.data_options)
-        self.teacher, self.student = cell.estimators()
-        self.outputs, self.config = None, experiment.config()
+        self.graph = graph = _graph(experiment.data, json.dumps(experiment.data_options), setting, seed, root)
+        _, self.student = cell.estimators()
+        self.lesson, self.outputs, self.config = None, None, experiment.config()
         self.record: Record = {
             "key": cell.key,
             "data": experiment.data,
@@ -219,18 +252,23 @@ class _Begun:
             "seed": seed,
             "metric": graph.metric,
         }
-        if self.teacher is None:
+        if experiment.teacher is None:
             return
-        self.teacher.fit(graph, cache=cache_folder() if cache is None else cache, progress=progress)
+        options = json.dumps(experiment.teacher_options, sort_keys=True)
+        cache = cache_folder() if cache is None else cache
+        self.lesson = _lesson(graph, experiment.teacher, options, seed, cache, progress)
         method = REGISTRY[experiment.method]
-        with_noise = all_outputs or "entropy_change" in method.needs | method.wants  # several passes; few look at it
-        self.outputs = self.teacher.outputs(graph, **({} if with_noise else {"noise_draws": 0}))
-        self.record["teacher_scores"] = self.teacher.evaluate(graph)
-        times = teacher_latency(self.teacher, graph, sizes=(1,), seconds=_LATENCY_SECONDS)
-        self.record["teacher_run"] = _run(self.teacher) | {"ms": round(times[1]["p50"], 4)}
+        self.outputs = self.lesson.outputs(all_outputs or "entropy_change" in method.needs | method.wants)
 
-    def end(self) -> Record:
-        """Return the record, now that the student is trained."""
+    def end(self, folder: str | Path | None = None) -> Record:
+        """Return the record, now that the student is trained; keep it, its teacher and the outputs in ``folder``."""
+        if folder is not None:
+            self.student.save(Path(folder) / "student.safetensors")
+        if self.lesson is not None:
+            if folder is not None:
+                self.lesson.teacher.save(Path(folder) / "teacher.safetensors")
+                self.outputs.save(Path(folder) / "outputs.safetensors")
+            self.record |= self.lesson.record
         scores = self.student.evaluate(self.graph)
         times = student_latency(self.student, self.graph, sizes=(1,), seconds=_LATENCY_SECONDS)
         run = _run(self.student) | {"ms": round(times[1]["p50"], 4)}
@@ -331,6 +369,13 @@ def run(
     check_keys("run", options, ("root", "cache"))
     check_whole("workers", workers)
     check_whole("stack", stack)
+    if distributed.size() > 1 and (workers > 1 or stack > 1):
+        raise G2MError(
+            f"workers, stack: expected 1 and 1 where torchrun's processes train one student together (got {workers} "
+            f"and {stack}). Leave them out, or leave out torchrun."
+        )
+    for kept in (_graph, _lesson):  # of a run before: data may be others by now
+        kept.cache_clear()
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     left, folders = [], folders or {}
     for cell in grid:
@@ -347,7 +392,7 @@ def run(
                     on_error(cell, record)
                     continue
                 if out is not None:
-                    append_result(out, record)
+                    distributed.from_first(partial(append_result, out, record))
                 yield record
 
 

@@ -9,7 +9,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +82,12 @@ def show(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None
 
 
 def show_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
+    show_text(json.dumps(value, indent=2))
+
+
+def show_text(text: str) -> None:
+    if not out.quiet:
+        typer.echo(text)
 
 
 def bar() -> Progress:
@@ -90,6 +95,16 @@ def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Time left by the speed of the last hour, not of the last half minute: a training may take longer than that.
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, speed_estimate_period=3600)
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    """Train with all processes that ``torchrun`` started, if it did; the first one speaks."""
+    from g2m import distributed
+
+    with distributed.joined():
+        out.quiet = err.quiet = distributed.rank() > 0
+        yield
 
 
 def _names(value: str) -> list[str]:
@@ -241,7 +256,8 @@ def train(
     grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
     folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
-    records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
+    with _joined():
+        records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
     if as_json:
         show_json(records)
         return
@@ -298,7 +314,8 @@ def bench(
     def words(cell: Cell) -> tuple[str | None, ...]:
         return cell.experiment.data, cell.experiment.method, cell.experiment.teacher, cell.setting
 
-    records, failures = _trainings(grid, words, results, workers=workers, stack=stack, root=root, cache=cache)
+    with _joined():
+        records, failures = _trainings(grid, words, results, workers=workers, stack=stack, root=root, cache=cache)
     if as_json:
         show_json(records)
     else:
@@ -584,29 +601,30 @@ def ogb_command(
     """
     from g2m.ogb_runs import run_ogb
 
-    found = run_ogb(
-        data,
-        method=method,
-        teacher=teacher,
-        runs=runs,
-        setting=setting,
-        tuned=tuned,
-        budget=budget,
-        hops=hops,
-        overrides=options or (),
-        folder=folder,
-        workers=workers,
-        root=root,
-        cache=cache,
-        progress=True,
-    )
+    with _joined():
+        found = run_ogb(
+            data,
+            method=method,
+            teacher=teacher,
+            runs=runs,
+            setting=setting,
+            tuned=tuned,
+            budget=budget,
+            hops=hops,
+            overrides=options or (),
+            folder=folder,
+            workers=workers,
+            root=root,
+            cache=cache,
+            progress=True,
+        )
     if as_json:
         show_json(
             {"figures": found.figures, "parameters": found.parameters, "folder": str(found.folder)}
             | {"text": found.text, "records": found.records}
         )
         return
-    typer.echo(found.text)
+    show_text(found.text)
     out.print(f"kept in {found.folder}: submission.md, results.jsonl, and by seed what was trained", highlight=False)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from g2m import frequency, metrics, storage
+from g2m import distributed, frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
@@ -670,7 +670,7 @@ class Student(_Estimator):
         ]
         self.meta_ |= {"seconds": round(seconds, 3), "trials": trials}
         for number in range(len(tried) if checkpoint is not None else 0):
-            Path(f"{checkpoint}.{number}").unlink()
+            distributed.from_first(Path(f"{checkpoint}.{number}").unlink)
         return self
 
     def _fit_once(self, graph: Graph, outputs: TeacherOutputs | None, kept: Path | None, **options: Any) -> None:
@@ -687,7 +687,7 @@ class Student(_Estimator):
                 return
         self.fit(graph, outputs, checkpoint=f"{kept}.checkpoint", **options)
         self.meta_["identity"] = identity
-        self.save(kept)
+        distributed.from_first(lambda: str(self.save(kept)))
         del self.meta_["identity"]
 
     def _fit_method(
@@ -717,6 +717,7 @@ class Student(_Estimator):
             observe=task.observe,
             progress=f"{method.name} · {graph.name}" if progress else None,
             on_epoch=on_epoch,
+            shared=True,
             **self._fit_options(),
         )
         return self._finish(task, history, graph, outputs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import GATConv
 from torch_geometric.utils import softmax
 
+from g2m import distributed
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.sparse import CSR, attention, receptive_field
@@ -127,10 +129,40 @@ def relu_dropout_of(x: Tensor, parts: Sequence[Part]) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm1d):
+    """Batch norm; where joined processes each have a share of the rows (``shared``), over those of all of them."""
+
+    shared = False
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and len(x) == 1:
+        if not self.training:
+            return super().forward(x)
+        rows = distributed.sum_over_processes(torch.tensor(float(len(x)))) if self.shared else len(x)
+        if rows == 1:
             raise G2MError("norm: 'batch' needs two rows a step (got one). Raise batch_size, or take norm='layer'.")
-        return super().forward(x)
+        return self._over_processes(x, float(rows)) if self.shared else super().forward(x)
+
+    def _over_processes(self, x: Tensor, rows: float) -> Tensor:
+        mean = distributed.sum_over_processes(x.sum(0)) / rows
+        x = x - mean
+        var = distributed.sum_over_processes(x.square().sum(0)) / rows
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * rows / (rows - 1), self.momentum)
+        return x * (var + self.eps).rsqrt() * self.weight + self.bias
+
+
+@contextmanager
+def rows_shared(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is given some of a step's rows, and joined processes the rest."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.shared = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.shared = False
 
 
 def _norm(name: str, channels: int) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from g2m import bench
+from g2m import bench, distributed
 from g2m.bench import Cell, Record
 from g2m.condense import bench as of_sets
 from g2m.condense.bench import CondenseCell
@@ -117,6 +117,8 @@ def run_ogb(
         grid = bench.cells([data], **names, seeds=runs, tuned=tuned, overrides=overrides)
         if "split" in grid[0].experiment.data_options:
             raise G2MError("-o data.split: expected none, OGB's split is fixed. Leave it out.")
+    elif distributed.size() > 1:
+        raise G2MError(f"data: expected one graph where torchrun's processes train together (got {data!r}, a set).")
     else:
         choose("method", method, GRAPH_METHODS)
         grid = of_sets.cells(
@@ -160,7 +162,7 @@ def run_ogb(
     records.sort(key=lambda record: record["seed"])
     found = _summed(records)
     text = _text(card, records, *found, shlex.join(command))
-    write_text(folder / "submission.md", text)
+    distributed.from_first(lambda: str(write_text(folder / "submission.md", text)))
     return OgbRun(*found, text, records, folder)
 
 
@@ -197,6 +199,9 @@ class _Judged:
 
     def run(self, *, folder: Path, root: str | Path | None = None, **options: Any) -> Record:
         record = self.cell.run(folder=folder, root=root, **options)
+        return distributed.from_first(lambda: self._judge(record, folder, root))
+
+    def _judge(self, record: Record, folder: Path, root: str | Path | None) -> Record:
         found = {}
         evaluate = ogb.evaluator(find_card(record["data"]))
         for model, (answers, expected) in self._answers(record, folder, root).items():

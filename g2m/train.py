@@ -16,10 +16,10 @@ from torch import Generator, Tensor, nn
 from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
-from g2m import storage
+from g2m import distributed, storage
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_range, check_whole
-from g2m.models import Output
+from g2m.models import Output, rows_shared
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
 Forward = Callable[["Sequence[Run]", Sequence[Batch]], Sequence[Output]]
@@ -106,6 +106,7 @@ def fit(
     observe: Callable[[], Mapping[str, float]] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     progress: str | None = None,
+    shared: bool = False,
 ) -> History:
     """Train a model by Adam until validation stops improving, and leave it in its best state.
 
@@ -129,6 +130,8 @@ def fit(
         observe: asked like ``validate``; what it gives joins the epoch's record.
         on_epoch: called with each epoch's record; may raise to stop, for example to prune a trial.
         progress: shows a progress bar under this title.
+        shared: where processes are joined (:mod:`g2m.distributed`), train it with all of them: the model's answer for a
+            row depends on that row alone, and the batches are the same in all. Default False.
 
     Raises:
         G2MError: if the loss is not finite, or the checkpoint belongs to another run.
@@ -145,20 +148,23 @@ def fit(
         seed=seed,
         device=device,
         observe=observe,
+        shared=shared and distributed.size() > 1,
     )
+    first = not run.shared or distributed.rank() == 0
     settings = {"lr": lr, "weight_decay": weight_decay, "max_epochs": max_epochs, "patience": patience, "seed": seed}
     identity = json.loads(json.dumps({**settings, **(identity or {})}))
     with seeded(seed, run.device):
         if checkpoint is not None and Path(checkpoint).exists():
             _resume(checkpoint, identity, run)
         saved, done = time.perf_counter(), len(run.history)
-        bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=None if progress else True)
+        disable = None if progress and first else True
+        bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         with bar:
             while not run.finished:
-                train_epoch([run], lambda _, batches: [model(*batch.inputs) for batch in batches])
+                train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
                 if run.error is not None:
                     raise run.error
-                if checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
+                if first and checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
                     _save(checkpoint, identity, run)
                     saved = time.perf_counter()
                 record = run.history.epochs[-1]
@@ -167,7 +173,7 @@ def fit(
                 if on_epoch is not None:
                     on_epoch(record)
     run.restore()
-    if checkpoint is not None:
+    if first and checkpoint is not None:
         Path(checkpoint).unlink(missing_ok=True)
     return run.history
 
@@ -244,6 +250,7 @@ class Run:
 
     Args:
         own_stream: whether it has random streams of its own, for several trained at once, or, the default, torch's.
+        shared: whether all joined processes train it.
     """
 
     def __init__(
@@ -261,10 +268,12 @@ class Run:
         device: torch.device | str,
         observe: Callable[[], Mapping[str, float]] | None = None,
         own_stream: bool = False,
+        shared: bool = False,
     ) -> None:
         check_options(lr=lr, weight_decay=weight_decay, max_epochs=max_epochs, patience=patience, seed=seed)
         self.device = resolve_device(device)
         self.model, self.loss, self.validate, self.observe = model, loss, validate, observe
+        self.seed, self.shared = seed, shared
         parts = {"model": model, **({"loss": loss} if isinstance(loss, nn.Module) else {})}
         self.trained = nn.ModuleDict(parts).to(self.device)
         self.batches = batches.to(self.device)
@@ -279,6 +288,23 @@ class Run:
     def finished(self) -> bool:
         history = self.history
         return len(history) >= self.max_epochs or len(history) - 1 - history.best_epoch >= self.patience
+
+    def begin_epoch(self) -> None:
+        self.trained.train()
+        if self.shared:  # every process drops out by itself, and a resumed one as it would have
+            self._dropout = Stream(self.seed + 1_000_003 * distributed.rank() + 7919 * len(self.history), self.device)
+
+    def forward(self, *inputs: Any) -> Output:
+        """Return the model's answer to a batch in training; where it is shared, each process computes some rows."""
+        if not self.shared:
+            return self.model(*inputs)
+        x, *rest = inputs
+        sizes = distributed.shares(len(x))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self._dropout, rows_shared(self.model):
+            own = self.model(x.split(sizes)[distributed.rank()], *rest)
+        hidden = None if own.hidden is None else distributed.gather(own.hidden, sizes)
+        return Output(distributed.gather(own.logits, sizes), hidden, own.extra)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -316,6 +342,8 @@ class Run:
         with torch.no_grad():
             record["val"] = self.validate()
             record |= self.observe() if self.observe is not None else {}
+        if self.shared:  # to the last digit, or they might not stop together
+            record = distributed.from_first(lambda: record)
         if not math.isfinite(record["val"]):
             raise G2MError(f"val: the validation score is {record['val']}; does 'val' hold a single class?")
         self.history.epochs.append(record)
@@ -336,7 +364,7 @@ def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[
     """
     started, sums, count = time.perf_counter(), [{} for _ in runs], 0
     for run in runs:
-        run.trained.train()
+        run.begin_epoch()
     steps = zip(*(run.batches.epoch(run.generator) for run in runs), strict=True) if steps is None else steps
     for batches in steps:
         totals, count = [], count + 1
@@ -354,6 +382,9 @@ def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[
         for run in going:
             run.adam.zero_grad()
         torch.autograd.backward(totals)
+        for run in going:
+            if run.shared:
+                distributed.average_gradients(run.adam.parameters)
         Adam.step([run.adam for run in going])
     for run, so_far in zip(runs, sums, strict=True):
         if run.error is None:
