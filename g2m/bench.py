@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -437,13 +438,14 @@ def _outcomes(
             if job:
                 running[pool.submit(_run_cells, job[0], folders.get(job[0][0].key), options)] = job
 
+        waiting = deque(jobs)
         try:
-            for job in jobs:
-                start(job)
+            for _ in range(min(workers, len(jobs))):  # a job a worker: what its cells share stays in that process
+                start(waiting.popleft())
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     cells, *rest = running.pop(future)
-                    start(rest)
+                    start(rest or (waiting.popleft() if waiting else []))
                     if isinstance(broken := future.exception(), BrokenProcessPool):
                         raise broken
                     yield cells, future.result

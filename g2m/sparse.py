@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+_TABLE = 2**21  # bytes: more than the cache of a core
+_PANEL = 64  # columns
+
 
 class CSR:
     """A constant sparse matrix in compressed rows, for bag-of-words features and for adjacencies.
@@ -172,11 +175,20 @@ class CSR:
         """Return the product, without autograd."""
         if dense.is_cuda:
             return self.matrix @ dense
-        # A weighted sum of rows is a bag of embeddings; on CPU, at usual widths, that kernel beats the sparse one.
-        weight, value = dense.contiguous(), self.value.to(dense.dtype)
-        return F.embedding_bag(
-            self.col, weight, self.crow, mode="sum", per_sample_weights=value, include_last_offset=True
-        )
+        # A weighted sum of rows is a bag of embeddings; on CPU that kernel beats the sparse one. A table larger than a
+        # core's cache, with rows that are read often, goes a few columns at a time.
+        value, width = self.value.to(dense.dtype), dense.size(1)
+        panel = _PANEL if dense.nbytes >= _TABLE and self.nnz >= 12 * len(dense) else width
+        if width <= panel:
+            return self._bag(dense.contiguous(), value)
+        product = dense.new_empty(len(self), width)
+        for columns, part in zip(product.split(panel, 1), dense.split(panel, 1), strict=True):
+            columns.copy_(self._bag(part.contiguous(), value))
+        return product
+
+    def _bag(self, table: Tensor, value: Tensor) -> Tensor:
+        options = {"mode": "sum", "per_sample_weights": value, "include_last_offset": True}
+        return F.embedding_bag(self.col, table, self.crow, **options)
 
 
 class _Product(Function):

@@ -6,8 +6,10 @@ from cases import thin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
+from torch.nn import functional as F
 from torch_geometric.utils import k_hop_subgraph
 
+from g2m import sparse
 from g2m.models import sum_adjacency
 from g2m.sparse import CSR, attention, features, receptive_field, sampled_field
 
@@ -38,6 +40,20 @@ def test_product_and_gradient_equal_dense(pair, width):
     upstream = integers(dense.size(0), width, seed=1)
     assert torch.equal(csr @ x, dense @ x)
     assert torch.equal(torch.autograd.grad(csr @ x, x, upstream)[0], dense.T @ upstream)
+
+
+@pytest.mark.parametrize("width", [1, 64, 65, 200])
+def test_a_large_table_is_taken_by_columns(monkeypatch, width):
+    generator = Generator().manual_seed(0)
+    dense = torch.randn(90, 30, generator=generator)
+    dense[torch.rand(90, 30, generator=generator) < 0.4] = 0
+    csr, table = CSR.from_dense(dense), torch.randn(200, 30, generator=generator)[:width].T  # not contiguous
+    at_once = csr.multiply(table)
+    monkeypatch.setattr(sparse, "_TABLE", 0)
+    calls = []
+    monkeypatch.setattr(sparse.F, "embedding_bag", lambda *a, bag=F.embedding_bag, **k: calls.append(1) or bag(*a, **k))
+    torch.testing.assert_close(csr.multiply(table), at_once)
+    assert len(calls) == -(-width // 64)
 
 
 @quick
