@@ -5,6 +5,12 @@
 
 Each size is a process of its own: a teacher trained on random parts of the graph, its outputs, then students by GLNN
 and FF-G2M. Seconds are of an epoch, its validation included; memory is the most the process had so far.
+
+    python sweeps/speed_scale.py --whole "bench sbm-arxiv --methods ff_g2m,vqgraph --settings transductive --seeds 1" \
+        --out docs/results/speed_scale.jsonl
+
+One command of g2m from its start to its end, with a cache and a results file of its own: minutes, and the most memory
+that it or one of its processes had.
 """
 
 from __future__ import annotations
@@ -12,16 +18,21 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 import g2m
 from g2m.bench import append_result, read_results
 from g2m.memory import teacher_memory
 
 TABLE = "Time and memory by size of the graph"
+WHOLE = "Whole commands"
 
 
 def gigabytes() -> float:
@@ -62,6 +73,22 @@ def rows_of(num_nodes: int, given: argparse.Namespace) -> None:
         report(method, student.evaluate(graph))
 
 
+def whole(command: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.jsonl"
+        words = [*shlex.split(command), "--out", str(results), "--cache", f"{folder}/cache", "--json"]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "g2m", *words], check=True, stdout=subprocess.DEVNULL)
+        minutes = (time.perf_counter() - start) / 60
+        records = read_results(results)
+    trained = {record["teacher"].upper(): record["teacher_scores"] for record in records if record["teacher"]}
+    trained |= {record["method"]: record["scores"] for record in records}
+    row = {"table": WHOLE, "command": f"g2m {command}", "threads": str(torch.get_num_threads())}
+    row |= {"minutes": f"{minutes:.1f}"}
+    row |= {"peak GB": f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.1f}"}
+    return row | {"test": ", ".join(f"{name} {100 * scores['test']:.1f}" for name, scores in trained.items())}
+
+
 def plot(path: Path, rows: list[dict[str, str]]) -> None:
     from matplotlib.figure import Figure
 
@@ -80,7 +107,8 @@ def plot(path: Path, rows: list[dict[str, str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="+", type=int, help="numbers of nodes")
+    parser.add_argument("sizes", nargs="*", type=int, help="numbers of nodes")
+    parser.add_argument("--whole", action="append", default=[], metavar="COMMAND", help="a command of g2m")
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--hidden-channels", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2)
@@ -91,6 +119,11 @@ def main() -> None:
     if given.one:
         rows_of(given.sizes[0], given)
         return
+    for command in given.whole:
+        row = whole(command)
+        print(json.dumps(row), flush=True)
+        if given.out:
+            append_result(given.out, row)
     for size in given.sizes:
         options = [f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("partitions", "epochs")]
         command = [sys.executable, __file__, str(size), "--one", *options, f"--hidden-channels={given.hidden_channels}"]
