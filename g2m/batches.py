@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from g2m.errors import G2MError, check_whole
 from g2m.graph import Graph
+from g2m.mapped import is_mapped
 from g2m.sparse import CSR, receptive_field, sampled_field
 
 
@@ -21,6 +22,17 @@ def to_device(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_device(item, device) for item in value)
     return value.to(device) if isinstance(value, (Tensor, CSR)) else value
+
+
+def unless_mapped(x: Any, device: torch.device | str) -> Any:
+    """Return features or targets on a device, or, mapped, as they are: :class:`NodeBatches` moves rows of them."""
+    return x if is_mapped(x) else to_device(x, device)
+
+
+def _rows(x: Tensor | CSR, row: Tensor) -> Tensor | CSR:
+    if isinstance(x, CSR):
+        return x[row]
+    return x.index_select(0, row.to(x.device)).to(row.device)
 
 
 @dataclass(frozen=True)
@@ -198,7 +210,8 @@ class NodeBatches:
     """Random batches of nodes, for models that need no edges; a loss may have some all the same.
 
     Args:
-        x: features ``[N, F]``, dense or sparse.
+        x: features ``[N, F]``, dense or sparse. Mapped from a file they stay there, and so do targets: on any device,
+            a step's rows are moved.
         y: labels ``[N]``.
         train: ids of the training nodes.
         targets: per-node tensors ``[N, …]`` by name.
@@ -236,16 +249,21 @@ class NodeBatches:
             raise G2MError("nodes: expected all of them where the loss has edges (got some). Leave one of the two out.")
 
     def to(self, device: torch.device | str) -> NodeBatches:
-        for name in ("x", "y", "train", "nodes", "labelled", "edge_index"):
+        for name in ("y", "train", "nodes", "labelled", "edge_index"):
             setattr(self, name, to_device(getattr(self, name), device))
-        self.targets = {key: value.to(device) for key, value in self.targets.items()}
+        self.x = unless_mapped(self.x, device)
+        self.targets = {key: unless_mapped(value, device) for key, value in self.targets.items()}
         for name in ("_whole", "_by_first_end"):  # made on the old device
             self.__dict__.pop(name, None)
         return self
 
     def epoch(self, generator: Generator) -> Iterator[Batch]:
         for batch in self._steps(generator):
-            yield batch if batch.inputs else replace(batch, inputs=(self.x[batch.row],))
+            yield batch if batch.inputs else replace(batch, inputs=(self.rows(batch.row),))
+
+    def rows(self, row: Tensor) -> Tensor | CSR:
+        """Return the features of some nodes, where their labels are."""
+        return _rows(self.x, row.to(self.y.device))
 
     @property
     def num_steps(self) -> int:
@@ -271,9 +289,12 @@ class NodeBatches:
     @cached_property
     def _whole(self) -> Batch:
         if self.everything:
-            return Batch((self.x,), self.nodes, self.y, self.labelled, 1 / max(len(self.train), 1), self.targets)
+            targets = to_device([*self.targets.values()], self.y.device)
+            targets = dict(zip(self.targets, targets, strict=True))
+            x = to_device(self.x, self.y.device)
+            return Batch((x,), self.nodes, self.y, self.labelled, 1 / max(len(self.train), 1), targets)
         whole = self._batch(self.nodes, len(self.nodes), int(self.labelled[self.nodes].sum()), None, None)
-        return replace(whole, inputs=(self.x[whole.row],))
+        return replace(whole, inputs=(self.rows(whole.row),))
 
     def _pass(self, nodes: Tensor, generator: Generator, only: str | None) -> Iterator[Batch]:
         order = nodes[torch.randperm(len(nodes), generator=generator).to(nodes.device)]
@@ -300,7 +321,7 @@ class NodeBatches:
             y=self.y[row],
             labelled=labelled,
             label_scale=num_nodes / (max(labels, 1) * size),
-            targets={key: value.index_select(0, row) for key, value in self.targets.items()},
+            targets={key: _rows(value, row) for key, value in self.targets.items()},
             only=only,
             batch_size=size,
             edge_index=edges,
@@ -352,9 +373,9 @@ def side_by_side(several: Sequence[NodeBatches], generators: Sequence[Generator]
         if any(batch.inputs for batch in step):
             yield list(step)
         elif x is None:
-            yield [replace(b, inputs=(batches.x[b.row],)) for batches, b in zip(several, step, strict=True)]
+            yield [replace(b, inputs=(batches.rows(b.row),)) for batches, b in zip(several, step, strict=True)]
         else:
-            rows = x[torch.cat([batch.row for batch in step])].split([len(batch.row) for batch in step])
+            rows = several[0].rows(torch.cat([batch.row for batch in step])).split([len(batch.row) for batch in step])
             yield [replace(batch, inputs=(part,)) for batch, part in zip(step, rows, strict=True)]
 
 

@@ -23,6 +23,7 @@ from g2m import distributed, frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
+from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
 from g2m.memory import check_memory
 from g2m.methods import Method, label_loss, make_method
 from g2m.models import BACKBONES, GNN, MLP, NORMS, Ensemble, Output, Wrapped, backbone_options, sum_adjacency
@@ -475,11 +476,10 @@ class Teacher(_Estimator):
         spread, entropy = observed.x.std(0, unbiased=False), Categorical(logits=logits).entropy()
         generator, total = torch.Generator().manual_seed(self.seed), torch.zeros_like(entropy)
         for _ in range(draws):
-            noise = torch.randn(observed.x.shape, generator=generator).mul_(spread)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "graph .* has no edges")  # said already
-                noisy = replace(observed, x=noise.add_(observed.x))
-            total += (Categorical(logits=self._forward(noisy).logits).entropy() - entropy).abs()
+                moved = replace(observed, x=noisy(observed.x, spread, generator))
+            total += (Categorical(logits=self._forward(moved).logits).entropy() - entropy).abs()
         return (total / draws)[:, None]
 
     # -- file --------------------------------------------------------------------------------------------------
@@ -735,7 +735,7 @@ class Student(_Estimator):
         observed, device = graph.observed(), resolve_device(self.device)
         with seeded(self.seed, device):
             position = method.positions(observed)
-            x = observed.features if position is None else features(torch.cat([observed.x, position], 1))
+            x = observed.features if position is None else features(beside(observed.x, position))
             model = self._build(x.shape[1], graph.num_classes)
             method = copy.deepcopy(make_method(self.method, self.options))  # anew: its own weights follow the seed
             method.build(model, outputs)
@@ -752,11 +752,13 @@ class Student(_Estimator):
             edge_index=edge_index,
             edge_batch_size=self.edge_batch_size,
         ).to(device)
-        x_val, y_val = batches.x[val], batches.y[val]
+        x_val, y_val = batches.rows(val), batches.y[val]
 
         def observe() -> dict[str, float]:
             @cache
             def logits() -> Tensor:
+                if is_mapped(batches.x):
+                    return torch.cat([model(rows.to(device)).logits for rows in batches.x.split(_PREDICT_ROWS)])
                 return model(batches.x).logits
 
             found = dict(method.after_epoch(logits))
@@ -801,7 +803,7 @@ class Student(_Estimator):
         x = checked_features(x, self.meta_["in_channels"])
         if self.position_ is not None:
             position = x.new_zeros(len(x), self.meta_["position_channels"]) if position is None else position
-            x = torch.cat([x, position], 1)
+            x = beside(x, position)
         device = resolve_device(self.device)
         self.model_.to(device).eval()
         with torch.no_grad():
@@ -892,14 +894,13 @@ class Student(_Estimator):
 def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0) -> Tensor:
     """Return features as float32 ``[N, F]``, or say what is wrong; ``first``: what their first row counts as."""
     try:
-        x = torch.as_tensor(x).to(torch.float32)
+        x = (from_array(x) if isinstance(x, np.memmap) else torch.as_tensor(x)).to(torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {type(x).__name__}).") from None
     if x.dim() != 2 or x.size(1) != width:
         raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
-    if not x.sum().isfinite() and not torch.isfinite(x).all():  # the sum alone is one pass, and rarely overflows
-        row = first + int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise G2MError(f"{argument}: expected finite features (got NaN or infinity, the first in row {row}).")
+    if not x.sum().isfinite() and (row := not_finite(x)[1]) is not None:  # the sum alone rarely overflows: one pass
+        raise G2MError(f"{argument}: expected finite features (got NaN or infinity, the first in row {first + row}).")
     return x
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.utils import coalesce, contains_self_loops, remove_self_loops, subgraph
 
 from g2m.errors import G2MError, check_keys, check_range, choose
+from g2m.mapped import from_array, is_mapped, not_finite, rows_of
 from g2m.sparse import CSR, features
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Graph:
     """A node-classification graph, checked on construction and never changed afterwards.
 
     Args:
-        x: node features ``[N, F]``; converted to float32. NaN and infinity are refused.
+        x: node features ``[N, F]``; converted to float32. NaN and infinity are refused. Mapped from a file, as
+            ``numpy.load(path, mmap_mode="r")`` gives them, they stay there: float32, row by row, and nothing is to
+            write into them.
         edge_index: ``[2, E]`` node ids, source row first; converted to int64, duplicates merged. An undirected
             graph holds both arcs.
         y: labels ``[N]`` (or ``[N, 1]``), integers from 0; -1 marks an unlabelled node.
@@ -247,6 +250,7 @@ class Graph:
         """Return the part that training may see: no unseen node, none of its edges, labels or features.
 
         ``node_id`` of the result says which nodes of this graph are left. A transductive graph is returned as it is.
+        Of mapped features, those left are written to a file in the temporary folder.
         """
         return self if self.setting == "transductive" else self._observed
 
@@ -263,7 +267,12 @@ class Graph:
             if not self.num_edges:  # said already
                 warnings.filterwarnings("ignore", "graph .* has no edges")
             return replace(
-                self, x=self.x[keep], edge_index=edge_index, y=self.y[keep], split=split, node_id=self.node_id[keep]
+                self,
+                x=rows_of(self.x, keep.nonzero().flatten()),
+                edge_index=edge_index,
+                y=self.y[keep],
+                split=split,
+                node_id=self.node_id[keep],
             )
 
     def for_selection(self) -> Graph:
@@ -328,7 +337,10 @@ def _tensor(name: str, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value.detach().cpu()
         array = np.asarray(value)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())  # pandas hands out read-only ones
+        if array.flags.writeable:
+            return torch.from_numpy(array)
+        tensor = from_array(array)  # pandas hands out read-only ones
+        return tensor if name == "x" and is_mapped(tensor) else tensor.clone()
     except (TypeError, ValueError) as error:
         raise G2MError(
             f"{name}: expected a tensor or an array of numbers (got {type(value).__name__}: {error})."
@@ -344,12 +356,17 @@ def check_features(x: Any) -> Tensor:
         raise G2MError(f"x: expected node features of shape [N, F], N and F at least 1 (got {tuple(x.shape)}).")
     if x.is_complex():
         raise G2MError(f"x: expected real numbers (got {x.dtype}).")
-    x = x.to(torch.float32)
-    wrong = ~torch.isfinite(x)
-    if wrong.any():
-        node = int(wrong.any(1).nonzero()[0])
+    if (x.dtype != torch.float32 or not x.is_contiguous()) and is_mapped(x):
         raise G2MError(
-            f"x: expected finite features (got {int(wrong.sum())} NaN or infinite values, the first on node {node}). "
+            f"x: expected float32, row by row, of features mapped from a file (got {x.dtype}, strides {x.stride()}): "
+            "what is converted is held in memory. Write them so (numpy.lib.format.open_memmap), or hold them: "
+            "x=numpy.array(x)."
+        )
+    x = x.to(torch.float32)
+    wrong, node = not_finite(x)
+    if wrong:
+        raise G2MError(
+            f"x: expected finite features (got {wrong} NaN or infinite values, the first on node {node}). "
             "Fill them in, for example with sklearn.impute.SimpleImputer, or drop those nodes."
         )
     return x.contiguous()

@@ -19,6 +19,7 @@ from torch_geometric.utils import softmax
 from g2m import distributed
 from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
+from g2m.mapped import rows_of
 from g2m.sparse import CSR, attention, receptive_field
 
 NORMS = ("none", "batch", "layer")
@@ -541,7 +542,7 @@ class GNN(nn.Module):
         if not any(isinstance(module, BatchNorm) for module in self.modules()):
             field, layers = receptive_field(adjacency, nodes, self.hops)
             if sum(layer.nnz for layer in layers) < 0.75 * self.hops * adjacency.nnz:
-                return (x[field], layers), nodes
+                return (rows_of(x, field), layers), nodes
         return (x, adjacency), torch.arange(graph.num_nodes)
 
     @property

@@ -15,6 +15,7 @@ from g2m.codebook import CODE_METRICS, SCORES, log_assignments, nearest_code
 from g2m.errors import G2MError, check_range, choose
 from g2m.graph import Graph
 from g2m.losses import centred
+from g2m.mapped import not_finite
 
 _OPTIONAL = ("hidden", "low_target", "entropy_change", "codebook", "code_input")
 
@@ -76,8 +77,8 @@ class TeacherOutputs:
                 raise G2MError(f"{name}: expected a floating-point matrix (got {tensor.dtype} {tuple(tensor.shape)}).")
             if name != "codebook" and len(tensor) != rows:
                 raise G2MError(f"{name}: expected {rows} rows, one per node_id (got {len(tensor)}).")
-            if not torch.isfinite(tensor).all():
-                row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
+            _, row = not_finite(tensor)
+            if row is not None:
                 raise G2MError(f"{name}: expected finite values (got NaN or infinity, the first in row {row}).")
         if self.low_target is not None and self.low_target.shape != self.logits.shape:
             raise G2MError(f"low_target: expected {tuple(self.logits.shape)} (got {tuple(self.low_target.shape)}).")
@@ -202,7 +203,7 @@ class TeacherOutputs:
 
     @classmethod
     def load(cls, path: str | Path) -> TeacherOutputs:
-        """Read and check a saved file.
+        """Map a saved file, and check it: its tensors are read where they are needed.
 
         Raises:
             G2MError: if it is missing, truncated, foreign, edited, or inconsistent.

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from g2m.mapped import chunks
+
 _TABLE = 2**21  # bytes: more than the cache of a core
 _PANEL = 64  # columns
 
@@ -44,8 +46,10 @@ class CSR:
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> CSR:
-        row, col = dense.nonzero(as_tuple=True)
-        return cls.from_coo(row, col, dense[row, col], tuple(dense.shape))
+        parts = [(rows.count_nonzero(1), rows.nonzero()[:, 1].int(), rows[rows != 0]) for rows in chunks(dense)]
+        count, col, value = map(torch.cat, zip(*parts, strict=True))
+        index = torch.int32 if max(len(col), *dense.shape) < 2**31 else torch.int64
+        return cls(F.pad(count.cumsum(0), (1, 0)).to(index), col.to(index), value, tuple(dense.shape))
 
     @property
     def nnz(self) -> int:
@@ -238,7 +242,12 @@ def features(x: Tensor, *, density: float = 0.1) -> Tensor | CSR:
 
     Citation features are the words of a document, nearly all zero: products skip them.
     """
-    return CSR.from_dense(x) if torch.count_nonzero(x) <= density * x.numel() else x
+    found = 0
+    for rows in chunks(x):
+        found += int(rows.count_nonzero())
+        if found > density * x.numel():
+            return x
+    return CSR.from_dense(x)
 
 
 def receptive_field(adjacency: CSR, nodes: Tensor, num_layers: int) -> tuple[Tensor, list[CSR]]:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from g2m.batches import Batch, NodeBatches, side_by_side, to_device
+from g2m.batches import Batch, NodeBatches, side_by_side, unless_mapped
 from g2m.errors import G2MError, check_whole
 from g2m.estimators import Student
 from g2m.graph import Graph
@@ -87,7 +87,7 @@ def fit_stacked(
     members, placed = {}, {}
 
     def place(x: Any) -> Any:
-        return placed.setdefault(id(x), (x, to_device(x, device)))[1]  # once for all that share it
+        return placed.setdefault(id(x), (x, unless_mapped(x, device)))[1]  # once for all that share it
 
     bar = tqdm(total=len(students), desc="students", leave=False, disable=None if progress else True)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
