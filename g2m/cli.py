@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import sys
@@ -95,6 +96,34 @@ def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Time left by the speed of the last hour, not of the last half minute: a training may take longer than that.
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, speed_estimate_period=3600)
+
+
+class _Once(logging.Handler):
+    """Prints what is logged on standard error; of lines that differ in the memory free alone, the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if (about := text.partition(";")[0]) not in self.said:
+            self.said.add(about)
+            err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def estimates() -> Iterator[None]:
+    """Print what memory a teacher takes before it is trained."""
+    handler, log = _Once(), logging.getLogger("g2m.memory")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @contextmanager
@@ -256,7 +285,7 @@ def train(
     grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
     folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
-    with _joined():
+    with _joined(), estimates():
         records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
     if as_json:
         show_json(records)
@@ -314,7 +343,7 @@ def bench(
     def words(cell: Cell) -> tuple[str | None, ...]:
         return cell.experiment.data, cell.experiment.method, cell.experiment.teacher, cell.setting
 
-    with _joined():
+    with _joined(), estimates():
         records, failures = _trainings(grid, words, results, workers=workers, stack=stack, root=root, cache=cache)
     if as_json:
         show_json(records)
@@ -601,7 +630,7 @@ def ogb_command(
     """
     from g2m.ogb_runs import run_ogb
 
-    with _joined():
+    with _joined(), estimates():
         found = run_ogb(
             data,
             method=method,

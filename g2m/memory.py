@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from g2m.errors import G2MError
+from g2m.mapped import is_mapped
+
+log = logging.getLogger(__name__)  # the command line listens
 
 if TYPE_CHECKING:
     from g2m.estimators import Teacher
@@ -20,7 +24,7 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
 
     Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
     another: sorting the arcs, a step of training, an answer for all nodes. It is an estimate, within a third of what
-    was measured (docs/scale.md); attention and tokenizers are not counted.
+    was measured (docs/scale.md); attention and tokenizers are not counted, nor features that stay in their file.
 
     Args:
         teacher: not fitted yet.
@@ -38,7 +42,7 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
     widths = [teacher.hidden_channels] * (teacher.num_layers - 1)
     whole = 1 if graph.setting == "transductive" else 2  # the observed part is a copy
     found = {
-        "graph": whole * sum(value.nbytes for value in (graph.x, graph.edge_index, graph.y)),
+        "graph": whole * sum(v.nbytes for v in (graph.x, graph.edge_index, graph.y) if not is_mapped(v)),
         "adjacencies": 8 * arcs * (2 if partitions == 1 else 3) + 12 * arcs // partitions,
     }
     last = {
@@ -69,12 +73,17 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def check_memory(teacher: Teacher, graph: Graph, device: torch.device) -> None:
-    """Refuse a training that cannot fit, and say what would.
+    """Log what a training takes, at level ``INFO``; refuse one that cannot fit, and say what would.
 
     Raises:
         G2MError: if the estimate is above what is free on the device.
     """
-    free, needed = available_memory(device), sum(teacher_memory(teacher, graph).values())
+    free, parts = available_memory(device), teacher_memory(teacher, graph)
+    needed = sum(parts.values())
+    unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+    each = ", ".join(f"{part} {size / unit:.1f}" for part, size in parts.items())
+    left = "" if free is None else f"; {free / 1e9:.1f} GB free"
+    log.info("teacher: about %.1f %s (%s)%s", needed / unit, name, each, left)
     if free is None or needed <= free:
         return
     way = "Take a machine with more."

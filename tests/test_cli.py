@@ -555,9 +555,10 @@ def test_latency_prints_a_table_and_draws_it(call, place, pair):
 
 def test_train_keeps_what_it_made(call, place):
     words = ["train", "sbm", *QUICK, "--setting", "inductive", "--seeds", "2"]
-    code, out, _ = call(*words, "--json")
+    code, out, err = call(*words, "--json")
     records = json.loads(out)
     assert code == 0
+    assert len(re.findall(r"^teacher: about .* MB \(graph .*\); .* GB free$", err, re.M)) == 1, "for both seeds"
     assert [r["seed"] for r in records] == [0, 1]
     folder = place / "runs" / "sbm-sage-glnn-inductive"
     assert read_results(folder / "results.jsonl") == records
@@ -567,8 +568,9 @@ def test_train_keeps_what_it_made(call, place):
         assert Student.load(kept / "student.safetensors").evaluate(graph) == record["scores"]
         assert Teacher.load(kept / "teacher.safetensors").evaluate(graph) == record["teacher_scores"]
         TeacherOutputs.load(kept / "outputs.safetensors").check(graph)
-    code, out, _ = call(*words)
+    code, out, err = call(*words)
     assert code == 0
+    assert "about" not in err, "nothing is trained"
     mean = 100 * np.mean([r["scores"]["unseen"] for r in records])
     assert f"{mean:.2f} ± " in out
     assert len(read_results(folder / "results.jsonl")) == 2

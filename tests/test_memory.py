@@ -62,3 +62,15 @@ def test_where_nothing_tells_nothing_is_refused(monkeypatch):
 def test_free_memory_is_some_of_what_there_is():
     free = available_memory(CPU)
     assert free is None or 2**20 < free < 2**50
+
+
+def test_what_a_training_takes_is_logged_before_it_and_not_where_it_is_known(caplog, tmp_path):
+    graph, teacher = blocks(), Teacher("sage", max_epochs=1, device="cpu")
+    caplog.set_level("INFO", logger="g2m.memory")
+    teacher.fit(graph, cache=tmp_path)
+    needed = sum(teacher_memory(teacher, graph).values())
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"teacher: about {needed / 1e6:.1f} MB"
+    ]
+    teacher.fit(graph, cache=tmp_path)
+    assert len(caplog.records) == 1
