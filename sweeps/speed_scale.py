@@ -65,7 +65,7 @@ def rows_of(num_nodes: int, given: argparse.Namespace) -> None:
     teacher.fit(graph, on_epoch=tick)
     report(f"SAGE, {given.partitions} parts", teacher.evaluate(graph), f"{expected + 0.5:.1f}")
     outputs = teacher.outputs(graph, noise_draws=0)
-    for method, options in {"glnn": {}, "ff_g2m": {"edge_batch_size": 65536}}.items():
+    for method, options in {"glnn": {}, "ff_g2m": {"edge_batch_size": 16384}}.items():
         seconds.clear()
         clock = time.perf_counter()
         student = g2m.Student(method, batch_size=16384, **options, **common)
