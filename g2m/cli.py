@@ -170,6 +170,8 @@ _PARTS = {
     "onnxruntime": "export",
     "pyarrow": "export",
     "optuna_dashboard": "dashboard",
+    "psycopg": "distributed",
+    "grpc": "distributed",
     "rdkit": "mol",
 }
 

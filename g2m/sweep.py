@@ -10,17 +10,19 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -37,6 +39,7 @@ _SPAN = 100_000  # a trial's reports: step = place of the seed × this + epoch
 _BEAT_SECONDS = 30.0
 #: A trial of another machine that has not been heard of for so long is taken to be dead.
 GRACE_SECONDS = 900.0
+_LOST = "was lost; the same command goes on from here"
 _RESTARTS = 3  # of killed workers, a run
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -142,22 +145,19 @@ class Sweep:
         directions = ["maximize"] if self.also is None else ["maximize", "minimize"]
         pruner = optuna.pruners.MedianPruner(n_startup_trials=10, n_warmup_steps=2 * _REPORT_EVERY)
         pruner = pruner if self.prune and self.also is None else optuna.pruners.NopPruner()
-        try:
-            study = optuna.create_study(
-                storage=_open(storage),
-                study_name=name,
-                sampler=_PerTrial(self.seed),
-                pruner=pruner,
-                directions=directions,
-                load_if_exists=True,
-            )
-            known = study.user_attrs.get("sweep")
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # KeyError: another file of JSON
-            raise _unopened(storage, error) from None
-        except Exception as error:  # a driver's own: drivers differ by storage
-            if type(error).__module__.split(".")[0] in ("optuna", "sqlalchemy", "grpc"):
-                raise _unopened(storage, error) from None
-            raise
+        with _driver_errors(storage, "cannot be opened"):
+            try:
+                study = optuna.create_study(
+                    storage=_open(storage),
+                    study_name=name,
+                    sampler=_PerTrial(self.seed),
+                    pruner=pruner,
+                    directions=directions,
+                    load_if_exists=True,
+                )
+                known = study.user_attrs.get("sweep")
+            except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # KeyError: other JSON
+                raise _unusable(storage, "cannot be opened", error) from None
         identity = json.loads(json.dumps(self.identity()))
         if known is None:
             study.set_user_attr("sweep", identity)
@@ -216,8 +216,12 @@ class Sweep:
                 for _ in range(count):
                     asked.append(study.ask())
                     asked[-1].set_user_attr("worker", _me())
+                    asked[-1].set_user_attr("beat", time.time())  # when it was begun is in its machine's time zone
                 beat.trials = asked
                 self._try(study, trainer, asked, beat)
+            except UpdateFinishedTrialError:  # suspended before it drew, and taken for dead
+                for trial in asked:
+                    _give_back(study, trial)
             except BaseException:  # stopped, or a fault of ours: nothing stays behind as running
                 for trial in asked:
                     _give_back(study, trial)
@@ -300,24 +304,25 @@ class Sweep:
             on_change: called with the study as trials end.
 
         Raises:
-            G2MError: on options that make every trial fail, a storage that cannot be opened, workers killed again and
-                again.
+            G2MError: on options that make every trial fail, a storage that cannot be opened or is lost, workers killed
+                again and again.
         """
         for argument, value in (("trials", trials), ("workers", workers), ("stack", stack)):
             check_whole(argument, value)
         study = self.study(storage, name)
         until = None if timeout is None else time.time() + timeout
         common = {"trials": trials, "stack": stack, "until": until, "root": root, "cache": cache}
-        while True:
-            if workers == 1:
-                self.work(study, on_change=on_change, **common)
-            else:
-                self._run_workers(study, storage, name, workers, common, on_change)
-            while any("worker" not in trial.user_attrs for trial in _running(study)):  # killed as it was asked for
-                time.sleep(0.5)
-                self.release(study)
-            if not self.left(study, trials) or (until is not None and time.time() > until):
-                return study
+        with _driver_errors(storage, _LOST):
+            while True:
+                if workers == 1:
+                    self.work(study, on_change=on_change, **common)
+                else:
+                    self._run_workers(study, storage, name, workers, common, on_change)
+                while any("worker" not in trial.user_attrs for trial in _running(study)):  # killed as it was asked for
+                    time.sleep(0.5)
+                    self.release(study)
+                if not self.left(study, trials) or (until is not None and time.time() > until):
+                    return study
 
     def _run_workers(
         self,
@@ -412,25 +417,61 @@ class Sweep:
 # -- storage -----------------------------------------------------------------------------------------------------------
 
 
-def _open(storage: str | Path) -> str | BaseStorage:
+def _open(storage: str | Path) -> BaseStorage:
     text = str(storage)
-    if text.startswith("grpc://"):
-        host, _, port = text.removeprefix("grpc://").rstrip("/").partition(":")
+    scheme, url, rest = text.partition("://")
+    if scheme == "grpc":
+        host, _, port = rest.rstrip("/").partition(":")
         if port and not port.isdecimal():
             raise ValueError("expected grpc://host:port")
-        return GrpcStorageProxy(host=host or "localhost", port=int(port or 13000))
-    if "://" in text:
-        return text
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # who asks for it by its name knows
+            return GrpcStorageProxy(host=host or "localhost", port=int(port or 13000))
+    if url:
+        return _database(text)
     Path(text).parent.mkdir(parents=True, exist_ok=True)
     # Of a relative path Optuna's lock would be a link to nowhere: left by a killed process, waited for without end.
     return JournalStorage(JournalFileBackend(str(Path(text).absolute())))
 
 
-def _unopened(storage: str | Path, error: Exception) -> G2MError:
-    scheme = str(storage).partition("://")
-    shown = f"{scheme[0]}://…" if scheme[1] else scheme[0]  # an URL may hold a password
-    reason = str(error).replace(str(storage), shown).partition("\n")[0]
-    return G2MError(f"storage: {shown!r} cannot be opened ({type(error).__name__}: {reason}).")
+def _database(url: str, tries: int = 10) -> RDBStorage:
+    """Open a database. Of two who make its tables at once, one fails, and has them when it tries again."""
+    from sqlalchemy.exc import DBAPIError
+
+    scheme, _, rest = url.partition("://")
+    if scheme == "postgresql":  # which driver that means differs by version of SQLAlchemy
+        driver = next(filter(find_spec, ("psycopg", "psycopg2")), "psycopg")
+        url = f"postgresql+{driver}://{rest}"
+    while True:
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a connection may break between two trials
+        except DBAPIError as error:
+            tries -= 1
+            if not tries or error.statement is None:  # it was not even reached
+                raise
+            time.sleep(0.1)
+
+
+@contextmanager
+def _driver_errors(storage: str | Path, what: str) -> Iterator[None]:
+    """Turn errors of a storage's driver into ours: a database that is not there is no fault of the program."""
+    try:
+        yield
+    except Exception as error:  # drivers differ by storage
+        if isinstance(error, StorageInternalError):  # Optuna's, around the driver's
+            error = error.__cause__ or error
+        if type(error).__module__.split(".")[0] in ("sqlalchemy", "grpc"):
+            raise _unusable(storage, what, error) from None
+        raise
+
+
+def _unusable(storage: str | Path, what: str, error: BaseException) -> G2MError:
+    scheme, url, rest = str(storage).partition("://")
+    shown = f"{scheme}://…" if url else scheme  # an URL may hold a password
+    reason = error.details() if hasattr(error, "details") else str(error)  # gRPC's
+    reason = reason.replace(rest, "…") if rest else reason
+    install = " pip install 'g2m[distributed]' has the drivers." if isinstance(error, ImportError) else ""
+    return G2MError(f"storage: {shown!r} {what} ({type(error).__name__}: {reason.partition(chr(10))[0]}).{install}")
 
 
 def _tell(study: optuna.Study, trial: Trial, **outcome: Any) -> None:
@@ -525,6 +566,7 @@ def _worker(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by an exception: the journal is not left locked
     try:
-        sweep.work(sweep.study(storage, name), **common)
+        with _driver_errors(storage, _LOST):
+            sweep.work(sweep.study(storage, name), **common)
     except G2MError as error:
         sender.send(str(error))
