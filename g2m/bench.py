@@ -228,6 +228,11 @@ def _lesson(graph: Graph, model: str, options: str, seed: int, cache: str | Path
     return _Lesson(teacher, graph)
 
 
+def _forget() -> None:
+    _graph.cache_clear()
+    _lesson.cache_clear()
+
+
 class _Begun:
     """A cell whose teacher is trained and whose student is not."""
 
@@ -375,8 +380,7 @@ def run(
             f"workers, stack: expected 1 and 1 where torchrun's processes train one student together (got {workers} "
             f"and {stack}). Leave them out, or leave out torchrun."
         )
-    for kept in (_graph, _lesson):  # of a run before: data may be others by now
-        kept.cache_clear()
+    _forget()  # what single cells left: data may be others by now
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     left, folders = [], folders or {}
     for cell in grid:
@@ -395,6 +399,7 @@ def run(
                 if out is not None:
                     distributed.from_first(partial(append_result, out, record))
                 yield record
+    _forget()
 
 
 _Cells = list[Cell]  # trained at once

@@ -250,6 +250,21 @@ def test_teachers_are_trained_once(cache, monkeypatch):
     assert [cache / "teachers"] == list(cache.iterdir())
 
 
+def test_cells_of_a_job_share_its_graph_and_what_its_teacher_scores(monkeypatch):
+    loaded, evaluated, load_graph, evaluate = [], [], bench.load, Teacher.evaluate
+    monkeypatch.setattr(bench, "load", lambda *a, **k: loaded.append(k["seed"]) or load_graph(*a, **k))
+    monkeypatch.setattr(Teacher, "evaluate", lambda self, graph: evaluated.append(self.seed) or evaluate(self, graph))
+    found = grid(methods=["glnn", "krd", "mlp", "hidden"], settings=["inductive"], seeds=2)
+    shared = list(run(found))
+    assert (loaded, evaluated) == ([0, 1], [0, 1])
+    list(run(grid(methods=["mlp"], settings=["inductive"], seeds=1)))
+    assert loaded == [0, 1, 0], "another run asks again: data may have changed"
+    of_a_teacher = [cell for cell in found if cell.experiment.teacher]
+    records = {record["key"]: record for record in shared}
+    for cell in of_a_teacher[::3]:
+        assert timeless(next(run([cell]))) == timeless(records[cell.key])
+
+
 # -- many cells ------------------------------------------------------------------------------------------------
 
 
