@@ -8,6 +8,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,18 @@ from g2m.graph import Graph
 from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
 from g2m.memory import check_memory
 from g2m.methods import Method, label_loss, make_method
-from g2m.models import BACKBONES, GNN, MLP, NORMS, Ensemble, Output, Wrapped, backbone_options, sum_adjacency
+from g2m.models import (
+    BACKBONES,
+    GNN,
+    MLP,
+    NORMS,
+    PRECISIONS,
+    Ensemble,
+    Output,
+    Wrapped,
+    backbone_options,
+    sum_adjacency,
+)
 from g2m.outputs import TeacherOutputs
 from g2m.positions import of_neighbours
 from g2m.sparse import features
@@ -36,6 +48,7 @@ from g2m.train import History, check_options, fit, resolve_device, seeded
 OnEpoch = Callable[[dict[str, float]], None]
 Answer = tuple[Tensor, Tensor]  # logits, and the labels they are scored against
 SELECT = ("metric", "loss")
+_UNSAID = ("checkpoint_activations", "precision")  # not in a configuration at their default: older ones lack them
 _POSITION = ("position.node_id", "position.value")  # names in a student's file
 _PREDICT_ROWS = 16384  # rows a forward pass takes at once in prediction: bounds memory, not results
 
@@ -172,6 +185,11 @@ class Teacher(_Estimator):
         fan_out: train on batches of nodes with a sample of their neighbourhood: so many neighbours at most, by layer,
             the first layer first. Default ``None``.
         batch_size: nodes of such a batch; default 1024.
+        checkpoint_activations: compute the activations of hidden layers again in backward, and keep only what each
+            layer reads: the same teacher in less memory and more time, the more so the more layers. Default False.
+        precision: ``"float32"`` (default), or ``"bfloat16"``: the network is computed under :class:`torch.autocast`,
+            in training and for answers; weights, loss and what it answers stay float32. Takes less memory; meant for
+            GPUs: a processor without instructions for it takes several times as long as in float32.
         seed: of initial weights and dropout; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: of the backbone, see :class:`~g2m.models.GNN`, and of the :class:`~g2m.tokenizer.Tokenizer`.
@@ -198,6 +216,8 @@ class Teacher(_Estimator):
         partitions: int = 1,
         fan_out: Sequence[int] | None = None,
         batch_size: int = 1024,
+        checkpoint_activations: bool = False,
+        precision: str = "float32",
         seed: int = 0,
         device: str = "auto",
         **options: Any,
@@ -226,6 +246,9 @@ class Teacher(_Estimator):
             raise G2MError(
                 "fan_out: expected a model by name, no tokenizer inside and no partitions (got other). Leave it out."
             )
+        if not isinstance(checkpoint_activations, bool):
+            raise G2MError(f"checkpoint_activations: expected True or False (got {checkpoint_activations!r}).")
+        self.checkpoint_activations, self.precision = checkpoint_activations, choose("precision", precision, PRECISIONS)
         self._check_options()
         if members > 1 and tokenizer is not None:
             raise G2MError(f"members: expected 1 with a tokenizer, codes are of one network (got {members}).")
@@ -233,13 +256,31 @@ class Teacher(_Estimator):
             shape := self._changed("hidden_channels", "num_layers", "dropout", "norm", "members", "tokenizer")
         ):
             raise G2MError(f"{shape[0]}: a module has its own shape (got {name} and {', '.join(shape)}). Leave it out.")
+        if isinstance(model, nn.Module) and (unsaid := self._changed(*_UNSAID)):
+            raise G2MError(f"{unsaid[0]}: expected a model by name (got a module, {name}). Build it into the module.")
+
+    def _resolve_device(self) -> torch.device:
+        """Return the device, or say that it does not compute in the precision asked for."""
+        device = resolve_device(self.device)
+        if self.precision == "bfloat16":
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                found = device.type == "cpu" or (
+                    device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                )
+            if not found:
+                raise G2MError(
+                    f"precision: expected 'float32' on {str(device)!r}, which has no bfloat16 that g2m knows (got "
+                    "'bfloat16'). Take device='cpu' or a newer GPU."
+                )
+        return device
 
     def _build(self, in_channels: int, out_channels: int) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return Wrapped(copy.deepcopy(self.model))
         if self.members > 1:
             return Ensemble([self._member(i)._build(in_channels, out_channels) for i in range(self.members)])
-        common = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
+        names = ("num_layers", "dropout", "norm", "checkpoint_activations", "precision")
+        common = {name: getattr(self, name) for name in names}
         sizes = (self.model, in_channels, self.hidden_channels, out_channels)
         if self.tokenizer is None:
             return GNN(*sizes, **common, **self.options)
@@ -273,12 +314,12 @@ class Teacher(_Estimator):
             return self._fit_beside(graph, kept, cache=cache, progress=progress, on_epoch=on_epoch)
         if self.members > 1:
             return self._fit_members(graph, cache=cache, progress=progress, on_epoch=on_epoch)
-        check_memory(self, graph, resolve_device(self.device))
+        device = self._resolve_device()
+        check_memory(self, graph, device)
         observed = graph.observed()
         train, val = observed.part("train"), observed.part("val")
-        with seeded(self.seed, resolve_device(self.device)):
+        with seeded(self.seed, device):
             model = self._build(graph.num_features, graph.num_classes)
-        device = resolve_device(self.device)
         batches = self._batches(model, observed, train)
         val_inputs, val_row = model.inputs_for(observed, val)
         val_inputs, y_val = tuple(to_device(value, device) for value in val_inputs), observed.y[val].to(device)
@@ -408,7 +449,7 @@ class Teacher(_Estimator):
         self._check_fitted()
         if graph.num_features != self.meta_["in_channels"]:
             raise G2MError(f"graph: expected {self.meta_['in_channels']} features (got {graph.num_features}).")
-        device = resolve_device(self.device)
+        device = self._resolve_device()
         self.model_.to(device).eval()
         with torch.no_grad():
             output = self.model_(*(to_device(value, device) for value in self.model_.inputs(graph)))
@@ -485,7 +526,8 @@ class Teacher(_Estimator):
     # -- file --------------------------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
-        params = self.params() | {"device": "auto"}
+        unsaid = {*_UNSAID} - {*self._changed(*_UNSAID)}
+        params = {name: value for name, value in self.params().items() if name not in unsaid} | {"device": "auto"}
         return params | ({} if isinstance(self.model, str) else {"model": type(self.model).__name__})
 
     def _cache_file(self, graph: Graph, cache: str | Path) -> Path:

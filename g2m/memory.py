@@ -11,6 +11,7 @@ import torch
 
 from g2m.errors import G2MError
 from g2m.mapped import is_mapped
+from g2m.train import resolve_device
 
 log = logging.getLogger(__name__)  # the command line listens
 
@@ -47,11 +48,23 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
     }
     last = {
         "sorting the arcs": 36 * arcs,
-        "a step of training": 4 * 4 * rows * (sum(widths) + classes),
+        "a step of training": rows * (_kept(teacher, widths) + 4 * (2 * max([*widths, 0]) + 4 * classes)),
         "an answer for all nodes": 4 * nodes * (3 * max([*widths, classes])),
     }
     most = max(last, key=last.get)
     return {**found, most: last[most]}
+
+
+def _kept(teacher: Teacher, widths: list[int]) -> int:
+    """Return the bytes a row that hidden layers keep for backward."""
+    size = 4 if teacher.precision == "float32" else 2
+    # Two arrays a layer where ReLU and dropout are one step, in place (g2m.models.relu_dropout); else two more.
+    in_place = size == 4 and resolve_device(teacher.device).type == "cpu"
+    each = size * (2 if in_place or not teacher.dropout else 4)
+    if not teacher.checkpoint_activations:
+        return each * sum(widths)
+    widest = max([*widths, 0])
+    return size * (sum(widths) - widest) + each * widest  # what the other layers read; all of the one in hand
 
 
 def available_memory(device: torch.device) -> int | None:

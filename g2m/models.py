@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATConv
 from torch_geometric.utils import softmax
 
@@ -23,6 +24,7 @@ from g2m.mapped import rows_of
 from g2m.sparse import CSR, attention, receptive_field
 
 NORMS = ("none", "batch", "layer")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Output(NamedTuple):
@@ -34,12 +36,6 @@ class Output(NamedTuple):
 
 
 Between = Callable[[Tensor], Tensor] | None  # makes of the hidden state, before dropout, what the last layer reads
-
-
-def _hidden(x: Tensor, p: float, training: bool, between: Between, last: bool) -> tuple[Tensor, Tensor]:
-    """Return a layer's hidden state, and what the next layer reads."""
-    x = relu_dropout(x, p if between is None or not last else 0.0, training)
-    return x, between(x) if between is not None and last else x
 
 
 # -- pieces ----------------------------------------------------------------------------------------------------
@@ -177,10 +173,58 @@ def _widths(in_channels: int, hidden_channels: int, out_channels: int, num_layer
     return list(pairwise(sizes))
 
 
+class _Layers(nn.Module):
+    """Hidden layers, each followed by norm → ReLU → dropout.
+
+    ``checkpoint_activations``: keep of each its input alone, and compute again in backward what else that takes.
+    """
+
+    norms: nn.ModuleList
+    dropout: float
+    checkpoint_activations = False
+
+    def through(self, layer: Callable[[int, Any], Tensor], x: Any, between: Between) -> tuple[Tensor | None, Any]:
+        """Return the last hidden state, if there is one, and what the last layer reads."""
+        # The last layer is not checkpointed: backward begins with it, nothing would be freed in the meantime.
+        again, hidden = self.checkpoint_activations and self.training and torch.is_grad_enabled(), None
+        for i, norm in enumerate(self.norms):
+            own = between if i + 1 == len(self.norms) else None
+            p = self.dropout if own is None else 0.0
+
+            def one(x: Any, i: int = i, norm: nn.Module = norm, p: float = p) -> Tensor:
+                y = layer(i, x)
+                y, dtype = norm(y), y.dtype
+                return relu_dropout(y.to(dtype), p, self.training)  # some norms answer autocast in float32
+
+            hidden = _checkpointed(one, x, norm) if again else one(x)
+            x = hidden if own is None else own(hidden)
+        return hidden, x
+
+
+def _checkpointed(one: Callable[[Any], Tensor], x: Any, norm: nn.Module) -> Tensor:
+    """Return ``one(x)`` and keep no more than ``x``; the second time, random numbers are the same, and running
+    statistics stay as they are."""
+    of_device = x.value if isinstance(x, CSR) else x  # torch restores the random stream of the tensors it is shown
+    contexts = lambda: (nullcontext(), _statistics_kept(norm))  # noqa: E731
+    return checkpoint(lambda _: one(x), of_device, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(norm: nn.Module) -> Iterator[None]:
+    kept = dict(norm.named_buffers(recurse=False))
+    for name, buffer in kept.items():
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for name, buffer in kept.items():
+            setattr(norm, name, buffer)
+
+
 # -- student ---------------------------------------------------------------------------------------------------
 
 
-class MLP(nn.Module):
+class MLP(_Layers):
     """A multi-layer perceptron: linear → norm → ReLU → dropout, and a linear head.
 
     Args:
@@ -209,10 +253,7 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(_norm(norm, width) for _, width in widths[:-1])
 
     def forward(self, x: Tensor | CSR, between: Between = None) -> Output:
-        hidden = None
-        for i, norm in enumerate(self.norms):
-            last = i + 1 == len(self.norms)
-            hidden, x = _hidden(norm(self.layers[i](x)), self.dropout, self.training, between, last)
+        hidden, x = self.through(lambda i, x: self.layers[i](x), x, between)
         return Output(self.layers[-1](x), hidden)
 
 
@@ -297,9 +338,13 @@ class GINConv(nn.Module):
     def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         if isinstance(x, CSR) or self.first.out_features < self.first.in_features:
             x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
-            return self.second(F.relu((1 + self.eps) * x[: len(adjacency)] + adjacency @ x + self.first.bias))
-        # There may be more columns than rows, and never fewer.
-        return self.second(F.relu(self.first((1 + self.eps) * x[: len(adjacency)] + adjacency @ x)))
+            summed = self._own(x, adjacency) + adjacency @ x
+            return self.second(F.relu(summed + self.first.bias.to(x.dtype)))
+        return self.second(F.relu(self.first(self._own(x, adjacency) + adjacency @ x)))
+
+    def _own(self, x: Tensor, adjacency: CSR) -> Tensor:
+        # There may be more columns than rows, and never fewer. A float32 parameter would widen a narrow x.
+        return (1 + self.eps).to(x.dtype) * x[: len(adjacency)]
 
 
 # -- backbones: the stack of layers each name stands for ---------------------------------------------------------
@@ -310,32 +355,34 @@ def _by_layer(adjacency: CSR | list[CSR], num_layers: int) -> list[CSR]:
     return adjacency if isinstance(adjacency, list) else [adjacency] * num_layers
 
 
-class _Stack(nn.Module):
+class _Convs(_Layers):
     """conv → norm → ReLU → dropout, none after the last conv."""
 
+    convs: nn.ModuleList
+
+    @property
+    def hops(self) -> int:
+        return len(self.convs)
+
+    def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        return self.convs[i](x, adjacency)
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
+        adjacencies = _by_layer(adjacency, len(self.convs))
+        hidden, x = self.through(lambda i, x: self.conv(i, x, adjacencies[i]), x, between)
+        rows = len(adjacencies[-1])
+        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
+
+
+class _Stack(_Convs):
     def __init__(self, convs: list[nn.Module], widths: list[int], dropout: float, norm: str) -> None:
         super().__init__()
         self.convs, self.dropout = nn.ModuleList(convs), dropout
         self.norms = nn.ModuleList(_norm(norm, width) for width in widths)
 
     @property
-    def hops(self) -> int:
-        return len(self.convs)
-
-    @property
     def transforms(self) -> list[Tensor] | None:
         return [conv.weight for conv in self.convs]
-
-    def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        return self.convs[i](x, adjacency)
-
-    def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
-        adjacencies, hidden = _by_layer(adjacency, len(self.convs)), None
-        for i, norm in enumerate(self.norms):
-            last = i + 1 == len(self.norms)
-            hidden, x = _hidden(norm(self.conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
-        rows = len(adjacencies[-1])
-        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
 
 
 class GCN(_Stack):
@@ -382,7 +429,7 @@ class GIN(_Stack):
         return sum_adjacency(graph)
 
 
-class GAT(nn.Module):
+class GAT(_Convs):
     """GAT (Veličković et al., ICLR 2018) on the parameters of PyG's GATConv.
 
     ``heads`` (default 8) on hidden layers, which share ``hidden_channels``, and one on the output;
@@ -415,10 +462,6 @@ class GAT(nn.Module):
         self.norms, self.dropout = nn.ModuleList(_norm(norm, o) for _, o in hidden), dropout
 
     @property
-    def hops(self) -> int:
-        return len(self.convs)
-
-    @property
     def transforms(self) -> list[Tensor]:
         return [projection.weight for projection in self.projections]
 
@@ -426,13 +469,7 @@ class GAT(nn.Module):
         return sum_adjacency(graph, loops=1.0)
 
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
-        adjacencies, hidden = _by_layer(adjacency, len(self.convs)), None
-        x = dropout(x, self.dropout, self.training)
-        for i, norm in enumerate(self.norms):
-            last = i + 1 == len(self.norms)
-            hidden, x = _hidden(norm(self.conv(i, x, adjacencies[i])), self.dropout, self.training, between, last)
-        rows = len(adjacencies[-1])
-        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
+        return super().forward(dropout(x, self.dropout, self.training), adjacency, between)
 
     def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
         """What ``GATConv.forward`` computes, without a message per arc and channel; entries are multiplicities."""
@@ -443,7 +480,7 @@ class GAT(nn.Module):
         score = F.leaky_relu(score, conv.negative_slope) + adjacency.value.log()[:, None]
         weight = softmax(score, row, num_nodes=rows)
         x = attention(F.dropout(weight, conv.dropout, self.training), x, adjacency)
-        return (x.flatten(1) if conv.concat else x.mean(1)) + conv.bias
+        return (x.flatten(1) if conv.concat else x.mean(1)) + conv.bias.to(x.dtype)
 
 
 class APPNP(nn.Module):
@@ -503,6 +540,10 @@ class GNN(nn.Module):
         num_layers: number of layers (for ``"appnp"``, of its MLP), from 1; default 2.
         dropout: after each hidden layer, in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
+        checkpoint_activations: in training, compute the activations of each hidden layer again in backward, and keep
+            only what it reads; default False. The steps of ``"appnp"`` keep none anyway.
+        precision: ``"float32"`` (default), or ``"bfloat16"``: under :class:`torch.autocast`; weights and answers stay
+            float32.
         options: of the backbone: ``reference`` (sage), ``heads`` and ``attention_dropout`` (gat), ``propagations``,
             ``alpha`` and ``edge_dropout`` (appnp).
 
@@ -520,6 +561,8 @@ class GNN(nn.Module):
         num_layers: int = 2,
         dropout: float = 0.0,
         norm: str = "none",
+        checkpoint_activations: bool = False,
+        precision: str = "float32",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -527,6 +570,10 @@ class GNN(nn.Module):
         check_range("dropout", dropout, 0, 1)
         widths = _widths(in_channels, hidden_channels, out_channels, num_layers)
         self.backbone = BACKBONES[backbone](widths, dropout, norm, **options)
+        self.precision = choose("precision", precision, PRECISIONS)
+        for module in self.backbone.modules():
+            if isinstance(module, _Layers):
+                module.checkpoint_activations = checkpoint_activations
 
     def inputs(self, graph: Graph) -> tuple[Tensor | CSR, CSR]:
         """Return what :meth:`forward` takes, built once per graph: features and the backbone's own adjacency."""
@@ -558,7 +605,17 @@ class GNN(nn.Module):
 
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
         """Return logits and hidden state; ``between`` makes of the hidden state what the last layer reads instead."""
-        return self.backbone(x, adjacency, between)
+        if self.precision == "float32":
+            return self.backbone(x, adjacency, between)
+        kind = (x.value if isinstance(x, CSR) else x).device.type
+
+        def in_float32(hidden: Tensor) -> Tensor:
+            with torch.autocast(kind, enabled=False):
+                return between(hidden.float())
+
+        with torch.autocast(kind, dtype=torch.bfloat16):
+            output = self.backbone(x, adjacency, None if between is None else in_float32)
+        return Output(output.logits.float(), None if output.hidden is None else output.hidden.float())
 
 
 def backbone_options(backbone: str) -> list[str]:

@@ -173,12 +173,18 @@ class CSR:
         return self.rows(index)
 
     def __matmul__(self, dense: Tensor) -> Tensor:
+        kind = dense.device.type
+        if torch.is_autocast_enabled(kind):  # as torch's own products
+            dense = dense.to(torch.get_autocast_dtype(kind))
         return _Product.apply(dense, self)
 
     def multiply(self, dense: Tensor) -> Tensor:
-        """Return the product, without autograd."""
+        """Return the product, without autograd. Sums of narrow types are taken in float32, and rounded at the end."""
+        if dense.dtype in (torch.bfloat16, torch.float16):
+            return self.multiply(dense.float()).to(dense.dtype)
         if dense.is_cuda:
-            return self.matrix @ dense
+            with torch.autocast("cuda", enabled=False):  # which would narrow both again
+                return self.matrix @ dense
         # A weighted sum of rows is a bag of embeddings; on CPU that kernel beats the sparse one. A table larger than a
         # core's cache, with rows that are read often, goes a few columns at a time.
         value, width = self.value.to(dense.dtype), dense.size(1)
@@ -220,7 +226,8 @@ class _Attention(Function):
         heads = zip(weight.unbind(1), grad.unbind(1), strict=True)
         of_x = torch.stack([ctx.pattern.with_value(w.contiguous()).T.multiply(g) for w, g in heads], 1)
         entries = zip(ctx.pattern.row_of_entry().split(2**14), ctx.pattern.col.long().split(2**14), strict=True)
-        of_weight = torch.cat([(grad.index_select(0, i) * x.index_select(0, j)).sum(-1) for i, j in entries])
+        products = (grad.index_select(0, i) * x.index_select(0, j) for i, j in entries)
+        of_weight = torch.cat([product.sum(-1, dtype=weight.dtype) for product in products])
         return of_weight, of_x, None
 
 

@@ -376,6 +376,7 @@ def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[
                 totals.append(sum(parts.values()))
                 for key, value in {"loss": totals[-1], **parts}.items():
                     so_far[key] = so_far.get(key, 0) + value.detach()
+        del output  # its hidden state: backward may have no need of it
         going = [run for run in runs if run.error is None]
         if not going:
             return

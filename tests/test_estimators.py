@@ -76,6 +76,7 @@ def taught() -> Teacher:
         (Teacher("gcn", lr=0.1, seed=3), "Teacher('gcn', lr=0.1, seed=3)"),
         (Teacher("gat", heads=4, norm="batch"), "Teacher('gat', norm='batch', heads=4)"),
         (Teacher("appnp", alpha=0.2), "Teacher('appnp', alpha=0.2)"),
+        (Teacher("gcn", precision="bfloat16"), "Teacher('gcn', precision='bfloat16')"),
         (Student(), "Student('glnn')"),
         (Student("mlp", batch_size=9), "Student('mlp', batch_size=9)"),
         (
@@ -802,6 +803,82 @@ def test_several_networks_share_the_cache_with_each_alone(tmp_path):
     ],
 )
 def test_members_that_are_refused(make, message):
+    with pytest.raises(G2MError, match=message):
+        make()
+
+
+# -- less memory -----------------------------------------------------------------------------------------------------
+
+DEEP = {"num_layers": 3, "dropout": 0.4, "norm": "batch", "seed": 2}
+WAYS = {
+    "partitions": {"partitions": 2},
+    "fan_out": {"fan_out": [3, 3, 3], "batch_size": 4},
+    "inside": {"tokenizer": "inside", "num_codes": 6},
+    "beside": {"tokenizer": "beside", "num_codes": 6},
+    "members": {"members": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"model": model, "norm": norm} for model in sorted(BACKBONES) for norm in ("none", "batch", "layer")),
+        *WAYS.values(),
+        {"precision": "bfloat16"},
+        {"tokenizer": "reference", "num_codes": 6, "model": "gcn", "num_layers": 2},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_checkpointed_activations_train_the_same_teacher(options):
+    plain, checkpointed = (
+        teacher(**DEEP | options | {"checkpoint_activations": again}).fit(GRAPH) for again in (False, True)
+    )
+    assert same_bits(weights(plain), weights(checkpointed))
+    assert plain.history_.epochs == checkpointed.history_.epochs
+
+
+@pytest.mark.parametrize("options", [{}, *WAYS.values()], ids=["whole", *WAYS])
+def test_bfloat16_learns_and_answers_in_float32(options, tmp_path):
+    taught = teacher(precision="bfloat16", **DEEP | {"max_epochs": 40} | options).fit(GRAPH)
+    assert taught.score(GRAPH) > 0.8
+    assert all(value.dtype != torch.bfloat16 for value in weights(taught).values())
+    outputs = taught.outputs(GRAPH)
+    assert (outputs.logits.dtype, outputs.hidden.dtype) == (torch.float32, torch.float32)
+    loaded = Teacher.load(taught.save(tmp_path / "t"))
+    assert loaded.precision == "bfloat16"
+    assert torch.equal(loaded.predict_logits(GRAPH), taught.predict_logits(GRAPH))
+    taught.model_.precision = loaded.precision = "float32"
+    assert same_bits(weights(loaded), weights(taught))
+
+
+def test_what_is_at_its_default_is_in_no_configuration(tmp_path):
+    """Files and caches from before these arguments existed are those of today."""
+    late = {"checkpoint_activations": True, "precision": "bfloat16"}
+    plain = teacher().fit(GRAPH, cache=tmp_path)
+    assert not {*late} & {*plain._config()}
+    assert not {*late} & {*storage.read(plain.save(tmp_path / "t"), "teacher")[1]["config"]}
+    loaded = Teacher.load(tmp_path / "t")
+    assert (loaded.checkpoint_activations, loaded.precision) == (False, "float32")
+    files = [teacher(**{name: value})._cache_file(GRAPH, tmp_path) for name, value in late.items()]
+    assert len({*files, plain._cache_file(GRAPH, tmp_path)}) == 3
+    for name, value in late.items():
+        changed = teacher(**{name: value})
+        assert f"{name}={value!r}" in repr(changed)
+        assert getattr(Teacher.load(changed.fit(GRAPH).save(tmp_path / "t")), name) == value
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: teacher(checkpoint_activations=1), r"checkpoint_activations: expected True or False \(got 1\)"),
+        (lambda: teacher(precision="bfloat"), "precision: expected one of float32, bfloat16.*Did you mean 'bfloat16'"),
+        (lambda: teacher(precision=torch.bfloat16), "precision: expected one of float32, bfloat16"),
+        (lambda: Teacher(own(), checkpoint_activations=True), "checkpoint_activations: expected a model by name.*Own"),
+        (lambda: Teacher(own(), precision="bfloat16"), "precision: expected a model by name.*Own"),
+        (lambda: teacher(precision="bfloat16", device="meta").fit(GRAPH), "precision: expected 'float32' on 'meta'"),
+    ],
+)
+def test_ways_to_less_memory_that_are_refused(make, message):
     with pytest.raises(G2MError, match=message):
         make()
 

@@ -34,6 +34,21 @@ def test_more_parts_take_less_and_wider_networks_more():
     assert total(graph, hidden_channels=2048, fan_out=[2, 2], batch_size=8) < total(graph, hidden_channels=2048)
 
 
+def test_activations_computed_again_or_narrower_take_less():
+    graph, wide = load("sbm-arxiv", num_nodes=4000), {"hidden_channels": 1024, "device": "cpu"}
+    saved = [
+        total(graph, num_layers=layers, **wide) - total(graph, num_layers=layers, checkpoint_activations=True, **wide)
+        for layers in (2, 3, 6)
+    ]
+    assert saved == [0, 4000 * 1024 * 4, 4 * 4000 * 1024 * 4], "an array a hidden layer, but for the one in hand"
+    deep = wide | {"num_layers": 6}
+    assert total(graph, precision="bfloat16", **deep) < total(graph, **deep)
+    both = total(graph, precision="bfloat16", checkpoint_activations=True, **deep)
+    assert both < total(graph, checkpoint_activations=True, **deep)
+    assert both < total(graph, precision="bfloat16", **deep)
+    assert total(graph, num_layers=1, checkpoint_activations=True) == total(graph, num_layers=1)
+
+
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
     graph = load("sbm-arxiv", num_nodes=4000)
     free = (total(graph, hidden_channels=1024) + total(graph, hidden_channels=1024, partitions=4)) // 2

@@ -689,6 +689,95 @@ def test_writing_in_place_changes_no_value_and_no_gradient_of_a_network(network,
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+# -- activations computed again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@backbones
+def test_checkpointed_activations_change_no_bit_and_are_not_kept(backbone, norm, sparse, monkeypatch):
+    graph, calls, results, kept = thin(sparse=sparse), [], [], []
+    monkeypatch.setattr(models, "relu_dropout", lambda *given: calls.append(1) or relu_dropout(*given))
+    for again in (False, True):
+        model = build(
+            backbone,
+            40,
+            8,
+            3,
+            num_layers=4,
+            dropout=0.5,
+            norm=norm,
+            checkpoint_activations=again,
+            **PLAIN.get(backbone, {}),
+        ).train()
+        inputs, saved = model.inputs(graph), []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            output = model(*inputs)
+        assert len(calls) == 3
+        gradients = torch.autograd.grad(output.logits.square().sum(), list(model.parameters()))
+        after = torch.rand(3)  # the stream of random numbers goes on where it would have
+        assert len(calls) == (6 if again else 3)
+        calls.clear()
+        with torch.no_grad():
+            model(*inputs)
+        model.eval()(*inputs)
+        assert len(calls) == 6
+        calls.clear()
+        kept.append(sum(saved))
+        results.append((output.logits, output.hidden, *gradients, *model.buffers(), after))
+    assert kept[1] < kept[0], "torch saves what a checkpointed layer reads, and nothing else of it"
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+@pytest.mark.parametrize("options", [{"attention_dropout": 0.5}, {"edge_dropout": 0.5}], ids=["gat", "appnp"])
+def test_all_that_is_drawn_in_a_checkpointed_layer_is_drawn_again(options):
+    graph, results, backbone = thin(), [], "gat" if "attention_dropout" in options else "appnp"
+    for again in (False, True):
+        model = build(backbone, 40, 8, 3, num_layers=3, dropout=0.5, checkpoint_activations=again, **options).train()
+        torch.manual_seed(1)
+        loss = model(*model.inputs(graph)).logits.square().sum()
+        results.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+# -- bfloat16 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@backbones
+def test_bfloat16_answers_in_float32_about_as_float32_does(backbone, norm, sparse, monkeypatch):
+    graph, results, seen = thin(sparse=sparse), [], set()
+    monkeypatch.setattr(models, "relu_dropout", lambda x, *given: seen.add(x.dtype) or relu_dropout(x, *given))
+    for precision, narrow in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = build(backbone, 40, 8, 3, num_layers=3, norm=norm, precision=precision, **PLAIN.get(backbone, {}))
+        output = model.train()(*model.inputs(graph))
+        gradients = torch.autograd.grad(output.logits.square().mean(), list(model.parameters()))
+        results.append((output.logits, output.hidden, torch.cat([gradient.flatten() for gradient in gradients])))
+        assert seen == {narrow}, "what is kept for backward is narrow"
+        seen.clear()
+    for wide, narrow, error in zip(*results, (0.1, 0.1, 0.3), strict=True):  # gradients: a ReLU near 0 may turn
+        assert narrow.dtype == torch.float32
+        assert narrow.isfinite().all()
+        assert (narrow - wide).norm() <= error * wide.norm()
+    assert not torch.equal(results[0][0], results[1][0])
+
+
+@backbones
+def test_what_stands_between_is_in_float32(backbone):
+    model, seen = build(backbone, precision="bfloat16"), []
+
+    def between(hidden: Tensor) -> Tensor:
+        seen.append((hidden.dtype, (hidden @ hidden.T).dtype))
+        return hidden
+
+    model(*model.inputs(random_graph("undirected")), between=between)
+    assert seen == [(torch.float32, torch.float32)]
+
+
 # -- the linear layer ------------------------------------------------------------------------------------------------
 
 

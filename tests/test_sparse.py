@@ -42,6 +42,25 @@ def test_product_and_gradient_equal_dense(pair, width):
     assert torch.equal(torch.autograd.grad(csr @ x, x, upstream)[0], dense.T @ upstream)
 
 
+def test_narrow_operands_are_summed_in_float32_and_rounded_at_the_end():
+    csr = CSR.from_dense(torch.ones(1, 600))
+    x = torch.ones(600, 2, dtype=torch.bfloat16, requires_grad=True)  # bfloat16 itself counts to 256
+    product = csr @ x
+    assert (product.dtype, product.tolist()) == (torch.bfloat16, [[600, 600]])
+    product.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        wide = torch.full((600, 2), 1 + 2**-10)
+        assert torch.equal(csr @ wide, product)
+    assert not torch.equal(csr @ wide, product.float())
+    weight, heads = torch.ones(600, 1, requires_grad=True), x.detach()[:, None].requires_grad_()
+    summed = attention(weight, heads, csr)
+    assert (summed.dtype, summed.tolist()) == (torch.bfloat16, [[[600, 600]]])
+    summed.sum().backward()
+    assert (weight.grad.dtype, heads.grad.dtype) == (torch.float32, torch.bfloat16)
+    assert weight.grad.eq(2).all()
+
+
 @pytest.mark.parametrize("width", [1, 64, 65, 200])
 def test_a_large_table_is_taken_by_columns(monkeypatch, width):
     generator = Generator().manual_seed(0)
