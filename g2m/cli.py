@@ -480,7 +480,8 @@ def sweep(
         scores = [[part, f"{mean:.4f} ± {std:.4f}"] for part, (mean, std) in best.tuned["scores"].items()]
         show(["part", records[0]["metric"]], scores, title=f"the best, on {replicate} fresh seeds")
     typer.echo(f"written: {best_file}\nplots: {', '.join(path.name for path in drawn)}")
-    typer.echo(f"look: optuna-dashboard {place}   (pip install 'g2m[dashboard]')")
+    if storage is None:
+        typer.echo(f"look: optuna-dashboard {place}   (pip install 'g2m[dashboard]')")
 
 
 @cli.command("condense")

@@ -424,8 +424,8 @@ def _open(storage: str | Path) -> BaseStorage:
         host, _, port = rest.rstrip("/").partition(":")
         if port and not port.isdecimal():
             raise ValueError("expected grpc://host:port")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # who asks for it by its name knows
+        # Who asks for it by its name knows that Optuna calls it experimental.
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return GrpcStorageProxy(host=host or "localhost", port=int(port or 13000))
     if url:
         return _database(text)
@@ -438,10 +438,7 @@ def _database(url: str, tries: int = 10) -> RDBStorage:
     """Open a database. Of two who make its tables at once, one fails, and has them when it tries again."""
     from sqlalchemy.exc import DBAPIError
 
-    scheme, _, rest = url.partition("://")
-    if scheme == "postgresql":  # which driver that means differs by version of SQLAlchemy
-        driver = next(filter(find_spec, ("psycopg", "psycopg2")), "psycopg")
-        url = f"postgresql+{driver}://{rest}"
+    url = _with_driver(url)
     while True:
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # a connection may break between two trials
@@ -450,6 +447,14 @@ def _database(url: str, tries: int = 10) -> RDBStorage:
             if not tries or error.statement is None:  # it was not even reached
                 raise
             time.sleep(0.1)
+
+
+def _with_driver(url: str) -> str:
+    """Name the driver that is there: which one ``postgresql://`` means differs by version of SQLAlchemy."""
+    scheme, _, rest = url.partition("://")
+    if scheme != "postgresql":
+        return url
+    return f"postgresql+{next(filter(find_spec, ('psycopg', 'psycopg2')), 'psycopg')}://{rest}"
 
 
 @contextmanager

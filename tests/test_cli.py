@@ -169,7 +169,8 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
     assert f"g2m: {g2m.__version__}" in out
     assert f"torch: {torch.__version__}" in out
     assert "rdkit: found" in out
-    for name, extra in {"torch_scatter": "scatter", "pyarrow": "export", "optuna_dashboard": "dashboard"}.items():
+    extras = {"torch_scatter": "scatter", "pyarrow": "export", "optuna_dashboard": "dashboard", "grpc": "distributed"}
+    for name, extra in extras.items():
         assert f"{name}: not found (pip install 'g2m[{extra}]')" in out
     code, out, _ = call("--version", "--json")
     found = json.loads(out)

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from databases import STORAGES
 from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 from test_leakage import everything, other_labels
@@ -819,56 +818,24 @@ from g2m.experiments import open_experiment
 from g2m.sweep import Sweep
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-folder, storage, place, trials = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
+folder, place = Path(sys.argv[1]), sys.argv[2]
 search = Sweep(open_experiment(folder / "x.toml"))
 (folder / f"ready{place}").touch()
 while len(list(folder.glob("ready*"))) < 2:
     time.sleep(0.01)
-search.run(storage, trials=trials)
+search.run(folder / "j.log", trials=20)
 """
 
 
-@pytest.fixture(params=STORAGES)
-def shared(request, tmp_path):
-    """The name of a storage that several processes share."""
-    with STORAGES[request.param](tmp_path) as storage:
-        yield storage
-
-
-def start(folder, storage, place, trials):
-    words = [sys.executable, "-c", PROCESS, str(folder), storage, str(place), str(trials)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-
-
-def test_two_processes_on_one_storage_share_the_work(tmp_path, shared):
+def test_two_processes_on_one_journal_share_the_work(tmp_path):
     MLP.override(["max_epochs=30"]).write(tmp_path / "x.toml")
-    processes = [start(tmp_path, shared, place, 20) for place in range(2)]
+    words = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    processes = [subprocess.Popen([*words, str(place)], stderr=subprocess.PIPE, text=True) for place in range(2)]
     for process in processes:
         assert process.communicate(timeout=240)[1] == ""
         assert process.returncode == 0
-    study = Sweep(open_experiment(tmp_path / "x.toml")).study(shared)
+    study = Sweep(open_experiment(tmp_path / "x.toml")).study(tmp_path / "j.log")
     assert 20 <= len(study.trials) <= 21
     assert set(states(study)) <= {COMPLETE, PRUNED}
     assert {trial.user_attrs["worker"][1] for trial in study.trials} == {process.pid for process in processes}
     assert len({json.dumps(trial.params) for trial in study.trials}) == len(study.trials)
-
-
-@pytest.mark.parametrize("shared", ["postgresql", "grpc"], indirect=True)  # of journals above
-def test_a_process_killed_on_one_storage_loses_one_trial_for_a_while(tmp_path, shared):
-    MLP.override(["max_epochs=1000", "patience=1000"]).write(tmp_path / "x.toml")  # long enough to be killed in
-    search = Sweep(open_experiment(tmp_path / "x.toml"), prune=False)
-    study = search.study(shared)
-    (tmp_path / "ready9").touch()  # it need not wait for another
-    process = start(tmp_path, shared, 0, 3)
-    while not any(trial.state == RUNNING and trial.params for trial in study.get_trials()):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    lost = [trial for trial in study.get_trials() if trial.state == RUNNING]
-    assert len(lost) == 1
-    study = search.run(shared, trials=states(study).count(COMPLETE) + 1)
-    assert RUNNING not in states(study)
-    (again,) = [trial for trial in study.trials if trial.user_attrs.get("again") == lost[0].number]
-    assert study.trials[lost[0].number].state == FAIL
-    assert {**again.system_attrs.get("fixed_params", {}), **again.params} == lost[0].params
