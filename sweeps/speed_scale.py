@@ -9,8 +9,8 @@ and FF-G2M. Seconds are of an epoch, its validation included; memory is the most
     python sweeps/speed_scale.py --whole "bench sbm-arxiv --methods ff_g2m,vqgraph --settings transductive --seeds 1" \
         --out docs/results/speed_scale.jsonl
 
-One command of g2m from its start to its end, with a cache and a results file of its own: minutes by the clock and of CPU,
-and the most memory that it or one of its processes had.
+One command of g2m from its start to its end, with a cache and a results file of its own: minutes by the clock and of
+CPU, and the most memory that it or one of its processes had.
 """
 
 from __future__ import annotations
