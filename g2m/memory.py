@@ -11,6 +11,7 @@ import torch
 
 from g2m.errors import G2MError
 from g2m.mapped import is_mapped
+from g2m.models import ROWS
 from g2m.train import resolve_device
 
 log = logging.getLogger(__name__)  # the command line listens
@@ -25,7 +26,7 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
 
     Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
     another: sorting the arcs, a step of training, an answer for all nodes. It is an estimate, within a third of what
-    was measured (docs/scale.md); attention and tokenizers are not counted, nor features that stay in their file.
+    was measured (docs/scale.md); tokenizers are not counted, nor features that stay in their file.
 
     Args:
         teacher: not fitted yet.
@@ -34,22 +35,25 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
     """
     partitions = teacher.partitions if partitions is None else partitions
     nodes, arcs, classes = graph.num_nodes, graph.num_edges + graph.num_nodes, graph.num_classes
-    rows = -(-nodes // partitions)
+    rows, inside = -(-nodes // partitions), -(-graph.num_edges // partitions**2) + -(-nodes // partitions)
     if teacher.fan_out is not None:
         reached = teacher.batch_size
         for most in teacher.fan_out:
             reached *= 1 + most
-        rows = min(nodes, reached)
+        rows = inside = min(nodes, reached)
     widths = [teacher.hidden_channels] * (teacher.num_layers - 1)
     whole = 1 if graph.setting == "transductive" else 2  # the observed part is a copy
     found = {
         "graph": whole * sum(v.nbytes for v in (graph.x, graph.edge_index, graph.y) if not is_mapped(v)),
         "adjacencies": 8 * arcs * (2 if partitions == 1 else 3) + 12 * arcs // partitions,
     }
+    widest, share = max([*widths, classes]), min(ROWS / nodes, 1.0)
+    kept, at_once = _attention(teacher)
     last = {
         "sorting the arcs": 36 * arcs,
-        "a step of training": rows * (_kept(teacher, widths) + 4 * (2 * max([*widths, 0]) + 4 * classes)),
-        "an answer for all nodes": 4 * nodes * (3 * max([*widths, classes])),
+        "a step of training": rows * (_kept(teacher, widths) + 4 * (2 * max([*widths, 0]) + 4 * classes))
+        + inside * kept,
+        "an answer for all nodes": int(4 * nodes * widest * (2 + share) + share * arcs * at_once),
     }
     most = max(last, key=last.get)
     return {**found, most: last[most]}
@@ -65,6 +69,15 @@ def _kept(teacher: Teacher, widths: list[int]) -> int:
         return each * sum(widths)
     widest = max([*widths, 0])
     return size * (sum(widths) - widest) + each * widest  # what the other layers read; all of the one in hand
+
+
+def _attention(teacher: Teacher) -> tuple[int, int]:
+    """Return the bytes an arc that attention takes in a step of training, and in an answer, as measured."""
+    if teacher.model != "gat":
+        return 0, 0
+    heads = teacher.options.get("heads", 8) if teacher.num_layers > 1 else 1
+    layers = 1 if teacher.checkpoint_activations else teacher.num_layers - 1
+    return 30 * (heads * layers + 1) + 24 * heads, 80 * heads
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ class Output(NamedTuple):
 
 
 Between = Callable[[Tensor], Tensor] | None  # makes of the hidden state, before dropout, what the last layer reads
+Layer = Callable[[Callable[[Tensor], Tensor]], Tensor]  # a layer that was shown its input: computes, and finishes rows
+Rows = Callable[[CSR, int], Tensor]  # answers of a convolution to some rows of the adjacency, and where they begin
+ROWS = 2**14  # rows a convolution computes at once where nothing is learned: bounds memory, not results
 
 
 # -- pieces ----------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ class _Layers(nn.Module):
     dropout: float
     checkpoint_activations = False
 
-    def through(self, layer: Callable[[int, Any], Tensor], x: Any, between: Between) -> tuple[Tensor | None, Any]:
+    def through(self, layer: Callable[[int, Any], Layer], x: Any, between: Between) -> tuple[Tensor | None, Any]:
         """Return the last hidden state, if there is one, and what the last layer reads."""
         # The last layer is not checkpointed: backward begins with it, nothing would be freed in the meantime.
         again, hidden = self.checkpoint_activations and self.training and torch.is_grad_enabled(), None
@@ -191,12 +195,17 @@ class _Layers(nn.Module):
             own = between if i + 1 == len(self.norms) else None
             p = self.dropout if own is None else 0.0
 
-            def one(x: Any, i: int = i, norm: nn.Module = norm, p: float = p) -> Tensor:
-                y = layer(i, x)
+            def finish(y: Tensor, norm: nn.Module = norm, p: float = p) -> Tensor:
                 y, dtype = norm(y), y.dtype
                 return relu_dropout(y.to(dtype), p, self.training)  # some norms answer autocast in float32
 
-            hidden = _checkpointed(one, x, norm) if again else one(x)
+            if again:
+                hidden = _checkpointed(lambda x, i=i, finish=finish: layer(i, x)(finish), x, norm)
+            else:
+                answer = layer(i, x)
+                hidden = x = None  # the layer may have no more need of it
+                hidden = answer(finish)
+                del answer  # nor this of what it read
             x = hidden if own is None else own(hidden)
         return hidden, x
 
@@ -253,7 +262,7 @@ class MLP(_Layers):
         self.norms = nn.ModuleList(_norm(norm, width) for _, width in widths[:-1])
 
     def forward(self, x: Tensor | CSR, between: Between = None) -> Output:
-        hidden, x = self.through(lambda i, x: self.layers[i](x), x, between)
+        hidden, x = self.through(lambda i, x: lambda finish: finish(self.layers[i](x)), x, between)
         return Output(self.layers[-1](x), hidden)
 
 
@@ -294,7 +303,18 @@ def sum_adjacency(graph: Graph, loops: float = 0.0) -> CSR:
 # -- convolutions ----------------------------------------------------------------------------------------------
 
 
-class PropagateConv(nn.Module):
+class Conv(nn.Module):
+    """A convolution in two steps: it is shown what it reads, and then answers for some rows, or all."""
+
+    def rows(self, x: Tensor | CSR, adjacency: CSR) -> Rows:
+        """Return what answers for rows of ``adjacency`` ``[R, S]``, the first R of x."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+        return self.rows(x, adjacency)(adjacency, 0)
+
+
+class PropagateConv(Conv):
     """A linear map and a fixed propagation, in whichever order costs less: A(xW) or (Ax)W, plus a bias.
 
     With :func:`symmetric_adjacency` this is GCN (Kipf & Welling, ICLR 2017); with :func:`mean_adjacency` it is
@@ -312,10 +332,11 @@ class PropagateConv(nn.Module):
     def weight(self) -> Tensor:
         return self.linear.weight
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+    def rows(self, x: Tensor | CSR, adjacency: CSR) -> Rows:
         if isinstance(x, CSR) or self._linear_first(adjacency):
-            return (adjacency @ self.linear(x)).add_(self.bias)
-        return self.linear(adjacency @ x).add_(self.bias)
+            x = self.linear(x)
+            return lambda rows, _: (rows @ x).add_(self.bias)
+        return lambda rows, _: self.linear(rows @ x).add_(self.bias)
 
     def _linear_first(self, adjacency: CSR) -> bool:
         """Count multiplications; one of a sparse product takes about as long as four of a dense one."""
@@ -324,7 +345,7 @@ class PropagateConv(nn.Module):
         return columns * inner * out + sparse * out <= sparse * inner + rows * inner * out
 
 
-class GINConv(nn.Module):
+class GINConv(Conv):
     """GIN (Xu et al., ICLR 2019): an MLP of (1 + ε)x plus the sum over neighbours, ε learned from 0.
 
     The first linear layer of the MLP commutes with the sum, and goes first where it makes x narrower.
@@ -335,16 +356,17 @@ class GINConv(nn.Module):
         self.first, self.second = Linear(in_channels, hidden_channels), nn.Linear(hidden_channels, out_channels)
         self.eps = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        if isinstance(x, CSR) or self.first.out_features < self.first.in_features:
+    def rows(self, x: Tensor | CSR, adjacency: CSR) -> Rows:
+        narrowed = isinstance(x, CSR) or self.first.out_features < self.first.in_features
+        if narrowed:
             x = x @ self.first.weight.t() if isinstance(x, CSR) else F.linear(x, self.first.weight)
-            summed = self._own(x, adjacency) + adjacency @ x
-            return self.second(F.relu(summed + self.first.bias.to(x.dtype)))
-        return self.second(F.relu(self.first(self._own(x, adjacency) + adjacency @ x)))
 
-    def _own(self, x: Tensor, adjacency: CSR) -> Tensor:
-        # There may be more columns than rows, and never fewer. A float32 parameter would widen a narrow x.
-        return (1 + self.eps).to(x.dtype) * x[: len(adjacency)]
+        def answer(rows: CSR, start: int) -> Tensor:
+            own = (1 + self.eps).to(x.dtype) * x[start : start + len(rows)]  # a float32 parameter would widen it
+            summed = own + rows @ x
+            return self.second(F.relu(summed + self.first.bias.to(x.dtype) if narrowed else self.first(summed)))
+
+        return answer
 
 
 # -- backbones: the stack of layers each name stands for ---------------------------------------------------------
@@ -364,14 +386,37 @@ class _Convs(_Layers):
     def hops(self) -> int:
         return len(self.convs)
 
+    def rows(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Rows:
+        """Of a convolution, see :meth:`Conv.rows`."""
+        return self.convs[i].rows(x, adjacency)
+
     def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
-        return self.convs[i](x, adjacency)
+        return self.rows(i, x, adjacency)(adjacency, 0)
 
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
         adjacencies = _by_layer(adjacency, len(self.convs))
-        hidden, x = self.through(lambda i, x: self.conv(i, x, adjacencies[i]), x, between)
+        at_once = self.training or torch.is_grad_enabled()
+
+        def layer(i: int, x: Tensor | CSR) -> Layer:
+            return partial(_in_chunks, self.rows(i, x, adjacencies[i]), adjacencies[i], at_once)
+
+        hidden, x = self.through(layer, x, between)
         rows = len(adjacencies[-1])
-        return Output(self.conv(-1, x, adjacencies[-1]), None if hidden is None else hidden[:rows])
+        return Output(layer(-1, x)(lambda y: y), None if hidden is None else hidden[:rows])
+
+
+def _in_chunks(answer: Rows, adjacency: CSR, at_once: bool, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the finished answers to all rows: no more is held than of some of them beside what they read."""
+    if at_once or len(adjacency) <= ROWS:
+        return finish(answer(adjacency, 0))
+    sizes = [min(ROWS, len(adjacency) - start) for start in range(0, len(adjacency), ROWS)]
+    start, out = 0, None
+    for rows in adjacency.split(sizes):
+        part = finish(answer(rows, start))
+        out = part.new_empty(len(adjacency), part.size(1)) if out is None else out
+        out[start : start + len(rows)] = part
+        start += len(rows)
+    return out
 
 
 class _Stack(_Convs):
@@ -471,16 +516,22 @@ class GAT(_Convs):
     def forward(self, x: Tensor | CSR, adjacency: CSR | list[CSR], between: Between = None) -> Output:
         return super().forward(dropout(x, self.dropout, self.training), adjacency, between)
 
-    def conv(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Tensor:
+    def rows(self, i: int, x: Tensor | CSR, adjacency: CSR) -> Rows:
         """What ``GATConv.forward`` computes, without a message per arc and channel; entries are multiplicities."""
-        conv, rows = self.convs[i], len(adjacency)
+        conv = self.convs[i]
         x = self.projections[i](x).view(-1, conv.heads, conv.out_channels)
-        row, col = adjacency.row_of_entry(), adjacency.col.long()
-        score = (x * conv.att_src).sum(-1)[col] + (x[:rows] * conv.att_dst).sum(-1)[row]
-        score = F.leaky_relu(score, conv.negative_slope) + adjacency.value.log()[:, None]
-        weight = softmax(score, row, num_nodes=rows)
-        x = attention(F.dropout(weight, conv.dropout, self.training), x, adjacency)
-        return (x.flatten(1) if conv.concat else x.mean(1)) + conv.bias.to(x.dtype)
+        of_source = torch.cat([(part * conv.att_src).sum(-1) for part in x.split(ROWS)])
+        of_target = torch.cat([(part * conv.att_dst).sum(-1) for part in x[: len(adjacency)].split(ROWS)])
+
+        def answer(rows: CSR, start: int) -> Tensor:
+            row, col = rows.row_of_entry(), rows.col.long()
+            score = of_source[col] + of_target[row + start]
+            score = F.leaky_relu(score, conv.negative_slope) + rows.value.log()[:, None]
+            weight = softmax(score, row, num_nodes=len(rows))
+            y = attention(F.dropout(weight, conv.dropout, self.training), x, rows)
+            return (y.flatten(1) if conv.concat else y.mean(1)) + conv.bias.to(y.dtype)
+
+        return answer
 
 
 class APPNP(nn.Module):

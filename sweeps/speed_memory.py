@@ -1,12 +1,14 @@
-"""What keeps memory down, measured: features mapped from a file, activations computed again, narrow numbers.
+"""What keeps memory down, measured: features mapped from a file, activations computed again, answers in chunks.
 
     python sweeps/speed_memory.py mapped --out docs/results/speed_memory.jsonl
     python sweeps/speed_memory.py teacher --out docs/results/speed_memory.jsonl
+    python sweeps/speed_memory.py answers --out docs/results/speed_memory.jsonl
 
 ``mapped``: a student by GLNN on made-up features, two million nodes of 256, once mapped from their file and once held;
 the most anonymous memory, which is what cannot be left to the file. ``teacher``: SAGE, 256 wide, batch norm, dropout,
-on the whole of a stand-in of ogbn-arxiv in one step; the most memory of all kinds. Each in a process of its own, Python
-and torch included.
+on the whole of a stand-in of ogbn-arxiv in one step; the most memory of all kinds. ``answers``: what answers for all
+nodes of it add to that, three layers of 256, in chunks of rows and all rows of a layer together. Each in a process of
+its own, Python and torch included.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 
 import g2m
+from g2m import models
 from g2m.bench import append_result
 
 NODES, FEATURES, CLASSES = 2_000_000, 256, 10
@@ -67,11 +70,27 @@ def student(path: str, held: bool) -> float:
     return most
 
 
+def most_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def answers(backbone: str, how: str) -> float:
+    """Return the GB that answers for all nodes take beside the graph."""
+    graph = g2m.load("sbm-arxiv")
+    model = models.GNN(backbone, graph.num_features, 256, graph.num_classes, num_layers=3).eval()
+    inputs, before = model.inputs(graph), most_memory()
+    if how == "together":
+        models.ROWS = graph.num_nodes
+    with torch.no_grad():
+        model(*inputs)
+    return most_memory() - before
+
+
 def teacher(name: str) -> float:
     """Return the most GB while a teacher is trained."""
     graph = g2m.load("sbm-arxiv")
     g2m.Teacher("sage", hidden_channels=256, norm="batch", dropout=0.2, max_epochs=2, **TEACHERS[name]).fit(graph)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return most_memory()
 
 
 def measured(*words: str) -> tuple[float, float]:
@@ -83,13 +102,16 @@ def measured(*words: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="mapped, teacher")
+    parser.add_argument("what", nargs="+", help="mapped, teacher, answers")
     parser.add_argument("--one", action="store_true", help="in this process, printing a figure")
     parser.add_argument("--out", type=Path, help="results file to append rows to")
     given = parser.parse_args()
     if given.one:
         kind, *rest = given.what
-        print(student(rest[0], rest[1] == "held") if kind == "mapped" else teacher(rest[0]))
+        if kind == "mapped":
+            print(student(rest[0], rest[1] == "held"))
+        else:
+            print({"teacher": teacher, "answers": answers}[kind](*rest))
         return
     rows = []
     if "mapped" in given.what:
@@ -110,6 +132,14 @@ def main() -> None:
         for name in TEACHERS:
             most, seconds = measured("teacher", name, "--one")
             rows.append({"table": table, "teacher": name, "peak GB": f"{most:.2f}", "s": f"{seconds:.0f}"})
+    if "answers" in given.what:
+        table = "Answers for all nodes of a stand-in of ogbn-arxiv"
+        for backbone in ("sage", "gcn", "gat"):
+            row = {"table": table, "network": backbone}
+            for how in ("together", "in chunks"):
+                most, seconds = measured("answers", backbone, how, "--one")
+                row |= {f"GB {how}": f"{most:.2f}", f"s {how}": f"{seconds:.0f}"}
+            rows.append(row)
     for row in rows:
         print(json.dumps(row))
         if given.out:

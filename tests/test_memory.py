@@ -49,6 +49,19 @@ def test_activations_computed_again_or_narrower_take_less():
     assert total(graph, num_layers=1, checkpoint_activations=True) == total(graph, num_layers=1)
 
 
+def test_attention_takes_memory_by_arc_and_head():
+    graph = load("sbm-arxiv", num_nodes=4000)
+
+    def needed(model="gat", **options) -> int:
+        return sum(teacher_memory(Teacher(model, num_layers=3, **options), graph).values())
+
+    assert needed("sage") < needed(heads=1) < needed(heads=4) < needed(heads=8) == needed()
+    assert needed(partitions=4) < needed()
+    assert needed(checkpoint_activations=True) < needed()
+    arcs = graph.num_edges + graph.num_nodes
+    assert needed(heads=8) - needed(heads=4) == arcs * 4 * (30 * 2 + 24), "30 bytes kept a layer, 24 in hand"
+
+
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
     graph = load("sbm-arxiv", num_nodes=4000)
     free = (total(graph, hidden_channels=1024) + total(graph, hidden_channels=1024, partitions=4)) // 2

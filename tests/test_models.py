@@ -1,6 +1,7 @@
 """Networks against PyG's own layers, dense formulas and arithmetic by hand."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch_geometric.typing
 from cases import blocks, shuffled, thin, weights
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from g2m import models
 from g2m.errors import G2MError
@@ -355,6 +357,51 @@ def test_appnp_drops_edges_in_training_and_restarts():
     torch.testing.assert_close(model(x, adjacency).logits, model.backbone.mlp(x).logits)
     model = build("appnp", edge_dropout=0.0)
     assert torch.equal(model(x, adjacency).logits, model.eval()(x, adjacency).logits)
+
+
+# -- answers in chunks ---------------------------------------------------------------------------------------------
+
+
+@backbones
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_rows_computed_a_few_at_once_are_those_computed_together(backbone, norm, sparse, monkeypatch):
+    """On the whole graph and on a receptive field; under a module's own batch statistics never."""
+    graph = thin(sparse=sparse)
+    model = build(backbone, 40, 8, 3, num_layers=3, norm=norm, **PLAIN.get(backbone, {})).train()
+    together = model(*model.inputs(graph)).logits.detach()
+    fields = [model.inputs(graph), model.inputs_for(graph, ASKED["mixed"])[0]]
+    model.eval()
+    with torch.no_grad():
+        whole = [model(*inputs) for inputs in fields]
+        for rows in (1, 7, 59):
+            monkeypatch.setattr("g2m.models.ROWS", rows)
+            for inputs, expected in zip(fields, whole, strict=True):
+                output = model(*inputs)
+                torch.testing.assert_close(output.logits, expected.logits)
+                torch.testing.assert_close(output.hidden, expected.hidden)
+    assert torch.equal(model.train()(*model.inputs(graph)).logits, together)
+
+
+@pytest.mark.parametrize("backbone", ["gat", "gcn", "gin", "sage"])
+def test_a_layer_of_answers_takes_two_arrays_not_three(backbone, monkeypatch):
+    """What it reads and what it writes; the largest tensor of a chunk is of the chunk's size."""
+    nodes = 4000
+    ring = torch.arange(nodes)
+    graph = Graph(torch.rand(nodes, 64), torch.stack([ring, ring.roll(1)]), ring % 2, {"train": ring[:2]})
+    model = build(backbone, 64, 64, 2, num_layers=3).eval()
+    inputs = model.inputs(graph)
+
+    def peak() -> float:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found, torch.no_grad():
+            model(*inputs)
+        changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+        changes.sort(key=lambda event: event.start_ns())
+        return max(itertools.accumulate(event.nbytes() for event in changes)) / (nodes * 64 * 4)
+
+    at_once = peak()
+    monkeypatch.setattr("g2m.models.ROWS", 100)
+    assert peak() < 2.5 < at_once
 
 
 # -- no more than the receptive field --------------------------------------------------------------------------------
