@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any
 
@@ -436,7 +438,9 @@ def _outcomes(
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
+    logs = context.Queue()
+    options_of_pool = {"mp_context": context, "initializer": start_worker, "initargs": (threads, logs)}
+    with _logged_here(logs), ProcessPoolExecutor(workers, **options_of_pool) as pool:
         running: dict[Future, list[_Cells]] = {}  # the cells, and what is to follow in the same job
 
         def start(job: list[_Cells]) -> None:
@@ -463,12 +467,37 @@ def _outcomes(
             pool.shutdown(cancel_futures=True)
 
 
-def start_worker(threads: int) -> None:
+class _Here(logging.Handler):
+    """Logs in this process what another one logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = logging.getLogger(record.name)
+        if log.isEnabledFor(record.levelno):
+            log.handle(record)
+
+
+@contextmanager
+def _logged_here(logs: multiprocessing.Queue) -> Iterator[None]:
+    listener = QueueListener(logs, _Here())
+    listener.start()
+    try:
+        yield
+    finally:
+        listener.stop()
+        logs.close()
+
+
+def start_worker(threads: int, logs: multiprocessing.Queue | None = None) -> None:
+    """Prepare a process that trains: its threads, its end with its parent, and the queue its logs go to, if any."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore that an ended process leaves behind
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    if logs is not None:
+        log = logging.getLogger("g2m")
+        log.addHandler(QueueHandler(logs))
+        log.setLevel(logging.INFO)
 
 
 def _end_with_parent() -> None:

@@ -395,6 +395,19 @@ def broken(cells, *indices):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_training_logs_is_logged_here(tmp_path, caplog, workers):
+    caplog.set_level("INFO", logger="g2m.memory")
+    list(run(grid(methods=["glnn"], seeds=1), workers=workers, cache=tmp_path))
+    said = [record.getMessage() for record in caplog.records if record.name == "g2m.memory"]
+    assert said
+    assert all(line.startswith("teacher: about ") for line in said)
+    caplog.clear()
+    caplog.set_level("WARNING", logger="g2m.memory")
+    list(run(grid(methods=["glnn"], seeds=1), workers=workers, cache=tmp_path / "anew"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_cell_is_told_and_the_run_goes_on(tmp_path, workers):
     found = broken(grid(settings=["transductive"]), 0, 3)
     failed = []
