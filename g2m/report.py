@@ -151,7 +151,9 @@ def score_rows(
         for part in parts:
             published = row["published"].get(part)
             shown = " ± ".join(f"{value:.2f}" for value in published) if published else "–"
-            cells += [percent(row["scores"][part]) if part in row["scores"] else "–", shown]
+            values = row["scores"].get(part, [])
+            of = f" (of {len(values)})" if 0 < len(values) < row["seeds"] else ""  # older cells lack some parts
+            cells += [percent(values) + of if values else "–", shown]
         options = [row["options"]] if with_options else []
         time = [f"{row['seconds']:.1f}"] if seconds else []
         table.append([row["data"], model_name(row), *options, size, str(row["seeds"]), *cells, *time])

@@ -198,6 +198,13 @@ def test_score_rows_show_cold_nodes_only_where_some_record_has_them():
     assert [row[-2:] for row in rows] == [["–", "–"], ["–", "–"], ["50.00 ± 0.00", "–"]]
 
 
+def test_a_part_that_some_seeds_lack_says_how_many_have_it():
+    rows = summary([record(setting="inductive"), record(setting="inductive", seed=1, cold=0.5)])
+    cells = score_rows(rows, "inductive")[1][-1]
+    assert cells[-2] == "50.00 ± 0.00 (of 1)"
+    assert "of" not in cells[-4]
+
+
 def test_score_rows_show_options_only_where_there_are_any():
     assert "options" not in score_rows(summary([record()]), "transductive")[0]
     header, rows = score_rows(summary([record(), record(options=["dropout=0.5"])]), "transductive")
