@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
@@ -467,24 +467,24 @@ def _outcomes(
             pool.shutdown(cancel_futures=True)
 
 
-class _Here(logging.Handler):
-    """Logs in this process what another one logged."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        log = logging.getLogger(record.name)
-        if log.isEnabledFor(record.levelno):
-            log.handle(record)
-
-
 @contextmanager
 def _logged_here(logs: multiprocessing.Queue) -> Iterator[None]:
-    listener = QueueListener(logs, _Here())
+    """Inside, what workers log is logged by this process."""
+
+    def listen() -> None:
+        while (record := logs.get()) is not None:
+            log = logging.getLogger(record.name)
+            if log.isEnabledFor(record.levelno):
+                log.handle(record)
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         yield
-    finally:
-        listener.stop()
-        logs.close()
+    finally:  # a worker that was ended while it wrote holds the queue's lock for ever: wait no more than a moment
+        logs.cancel_join_thread()
+        logs.put(None)
+        listener.join(5)
 
 
 def start_worker(threads: int, logs: multiprocessing.Queue | None = None) -> None:
