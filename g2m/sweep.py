@@ -575,3 +575,5 @@ def _worker(
             sweep.work(sweep.study(storage, name), **common)
     except G2MError as error:
         sender.send(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is done at exit may be cut off, without a word

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -780,6 +781,22 @@ def test_plots_are_drawn_of_what_there_is(imaginary, tmp_path, count, also, expe
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
+
+
+def _work_and_be_ended_at_exit(storage, sender):
+    idle = SimpleNamespace(work=lambda study, **common: None, study=lambda storage, name: None)
+    sweep._worker(idle, storage, None, 0, 1, {}, sender)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_a_worker_that_has_done_its_work_ends_at_once_when_told_to(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    _, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work_and_be_ended_at_exit, args=(str(tmp_path / "journal"), sender))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM  # not by an exception, which whoever runs at exit would print
 
 
 def test_two_workers_share_the_work_and_end_with_a_stop(tmp_path, cache):
