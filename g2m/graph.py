@@ -308,10 +308,17 @@ class Graph:
 
     @cached_property
     def undirected_edges(self) -> Tensor:
-        """One arc per edge ``[2, E]`` if every arc has its reverse; otherwise all arcs. Without loops."""
+        """One arc per edge ``[2, E]`` if every arc has its reverse; otherwise all arcs. Without loops.
+
+        Of the two, the one from the end with fewer edges: few nodes are then at the other end of many, and what belongs
+        to a batch of first ends is small.
+        """
         source, target = self.edge_index[:, self.edge_index[0] != self.edge_index[1]]
+        rank = torch.empty(self.num_nodes, dtype=torch.int32, device=source.device)
+        by_degree = torch.bincount(target, minlength=self.num_nodes).argsort(stable=True)
+        rank[by_degree] = torch.arange(self.num_nodes, dtype=torch.int32, device=source.device)
+        one_way = rank[source] < rank[target]
         forward, backward = (a * self.num_nodes + b for a, b in ((source, target), (target, source)))
-        one_way = source < target
         if not torch.equal(forward[one_way], backward[~one_way].sort().values):
             one_way = torch.ones_like(one_way)
         return torch.stack([source[one_way], target[one_way]])

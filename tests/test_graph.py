@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import networkx as nx
@@ -388,6 +389,8 @@ def test_undirected_edges_are_each_edge_once(graph, symmetric):
     if arcs == {(b, a) for a, b in arcs}:
         assert {frozenset(e) for e in once} == {frozenset(a) for a in arcs}
         assert len(once) * 2 == len(arcs)
+        degree = Counter(end for edge in once for end in edge)
+        assert all(degree[a] <= degree[b] for a, b in once)
     else:
         assert set(once) == arcs
 
