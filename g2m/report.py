@@ -24,9 +24,9 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Return ``"80.64 ± 1.57"`` from scores in [0, 1]."""
+    """Return ``"80.64 ± 1.57"`` from scores in [0, 1]; of a single one, which deviates from nothing, ``"80.64"``."""
     mean, std = mean_std([100 * value for value in values])
-    return f"{mean:.2f} ± {std:.2f}"
+    return f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
 def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
