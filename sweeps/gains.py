@@ -1,6 +1,10 @@
 """How far a method's students are above their teachers, above GLNN's and above plain MLPs, from a results file.
 
 python sweeps/gains.py ff_g2m docs/results/ff_g2m.jsonl --out docs/results/ff_g2m_gains.jsonl
+
+``all`` in place of a method: every method above the teacher, a column per graph.
+
+python sweeps/gains.py all docs/results/all.jsonl --out docs/results/all_gains.jsonl
 """
 
 from __future__ import annotations
@@ -57,9 +61,34 @@ def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, o
     ]
 
 
+def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
+    """Return a row per method and teacher, the same seeds on both sides; the best mean comes first."""
+    rows = [row for row in rows if row["setting"] == setting]
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for teacher in rows:
+        if teacher["method"] != "teacher" or teacher["tokenizer"]:
+            continue
+        for row in rows:
+            if row["data"] == teacher["data"] and row["teacher"] in (teacher["teacher"], None):
+                pairs = zip(row["scores"][part], teacher["scores"][part], strict=False)
+                gained = 100 * statistics.fmean(a - b for a, b in pairs)
+                found.setdefault((teacher["teacher"], row["method"]), {})[row["data"]] = gained
+    table = f"Above the teacher, {setting}, {part} nodes: points"
+    means = {key: statistics.fmean(by_data.values()) for key, by_data in found.items() if key[1] != "teacher"}
+    return [
+        {
+            "table": table,
+            "student": f"{key[1]} ← {key[0].upper()}",
+            **{data: f"{gained:+.2f}" for data, gained in sorted(found[key].items())},
+            "mean": f"{means[key]:+.2f}",
+        }
+        for key in sorted(means, key=means.__getitem__, reverse=True)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method")
+    parser.add_argument("method", help="its name, or 'all'")
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", dest="options", default="", help="rows with these options of the run, as in the table")
     parser.add_argument("--out", type=Path, help="results file to write")
@@ -68,7 +97,8 @@ def main() -> None:
     if given.out:
         given.out.unlink(missing_ok=True)
     for setting, part in (("transductive", "test"), ("inductive", "unseen")):
-        for row in gains(rows, given.method, setting, part, given.options):
+        own = (rows, given.method, setting, part, given.options)
+        for row in over_teachers(rows, setting, part) if given.method == "all" else gains(*own):
             print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"))
             if given.out:
                 append_result(given.out, row)
