@@ -9,6 +9,7 @@ import signal
 import socket
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -214,8 +215,9 @@ class Sweep:
             asked: list[Trial] = []
             try:
                 for _ in range(count):
-                    asked.append(study.ask())
-                    asked[-1].set_user_attr("worker", _me())
+                    with _undisturbed():  # or it would belong to nobody
+                        asked.append(study.ask())
+                        asked[-1].set_user_attr("worker", _me())
                     asked[-1].set_user_attr("beat", time.time())  # when it was begun is in its machine's time zone
                 beat.trials = asked
                 self._try(study, trainer, asked, beat)
@@ -516,6 +518,23 @@ def _refuse_if_all_fail(study: optuna.Study, error: G2MError, most: int = 5) -> 
 
 
 # -- who runs what -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside, a signal to end waits."""
+    known = signal.getsignal(signal.SIGTERM) is not None  # None: not Python's, and not to be put back by it
+    if threading.current_thread() is not threading.main_thread() or not known:  # that one alone is told of signals
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _begun(pid: int) -> str | None:

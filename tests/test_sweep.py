@@ -783,6 +783,26 @@ def test_plots_are_drawn_of_what_there_is(imaginary, tmp_path, count, also, expe
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
+def test_a_signal_to_end_waits_until_the_trial_has_an_owner(imaginary, tmp_path, monkeypatch):
+    search = Sweep(MLP)
+    study = search.study(tmp_path / "j.log")
+    ask = study.ask
+
+    def ask_and_be_told_to_end():
+        trial = ask()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return trial
+
+    monkeypatch.setattr(study, "ask", ask_and_be_told_to_end)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with pytest.raises(SystemExit):
+            search.work(study, trials=3)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert RUNNING not in states(study)
+
+
 def _work_and_be_ended_at_exit(storage, sender):
     idle = SimpleNamespace(work=lambda study, **common: None, study=lambda storage, name: None)
     sweep._worker(idle, storage, None, 0, 1, {}, sender)
