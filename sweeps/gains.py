@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from g2m.bench import append_result, read_results
-from g2m.report import summary
+from g2m.report import grouped
 
 AGAINST = {
     "over teacher": lambda data, teacher, codes: (data, teacher, codes, "teacher"),
@@ -30,7 +30,7 @@ AGAINST = {
 def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str) -> list[dict[str, str]]:
     """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes."""
     scores = {
-        (row["data"], row["teacher"], row["tokenizer"], row["method"]): row["scores"][part]
+        (row["data"], row["teacher"], row["tokenizer"], row["method"]): row["by_seed"]
         for row in rows
         if row["setting"] == setting and row["options"] == (options if row["teacher"] else "")
     }
@@ -39,9 +39,9 @@ def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, o
         if name != method:
             continue
         differences = {
-            key: 100 * statistics.fmean(a - b for a, b in zip(own, scores[other], strict=False))
+            key: _gained(own, scores[other], part)
             for key, of in AGAINST.items()
-            if (other := of(data, teacher, codes)) in scores
+            if (other := of(data, teacher, codes)) in scores and own.keys() & scores[other].keys()
         }
         suffix = f" + codes {codes}" if codes else ""
         found.append({"of": f"{data} ← {teacher.upper()}{suffix}", "codes": codes, "seeds": len(own), **differences})
@@ -61,6 +61,11 @@ def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, o
     ]
 
 
+def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]], part: str) -> float:
+    """Return the mean difference in points over the seeds that both have."""
+    return 100 * statistics.fmean(own[seed][part] - other[seed][part] for seed in own.keys() & other.keys())
+
+
 def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
     """Return a row per method and teacher, the same seeds on both sides; the best mean comes first."""
     rows = [row for row in rows if row["setting"] == setting]
@@ -70,8 +75,7 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
             continue
         for row in rows:
             if row["data"] == teacher["data"] and row["teacher"] in (teacher["teacher"], None):
-                pairs = zip(row["scores"][part], teacher["scores"][part], strict=False)
-                gained = 100 * statistics.fmean(a - b for a, b in pairs)
+                gained = _gained(row["by_seed"], teacher["by_seed"], part)
                 found.setdefault((teacher["teacher"], row["method"]), {})[row["data"]] = gained
     table = f"Above the teacher, {setting}, {part} nodes: points"
     means = {key: statistics.fmean(by_data.values()) for key, by_data in found.items() if key[1] != "teacher"}
@@ -93,7 +97,7 @@ def main() -> None:
     parser.add_argument("-o", dest="options", default="", help="rows with these options of the run, as in the table")
     parser.add_argument("--out", type=Path, help="results file to write")
     given = parser.parse_args()
-    rows = summary(record for record in read_results(given.results) if "key" in record)
+    rows = grouped(record for record in read_results(given.results) if "key" in record)
     if given.out:
         given.out.unlink(missing_ok=True)
     for setting, part in (("transductive", "test"), ("inductive", "unseen")):
