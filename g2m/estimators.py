@@ -776,8 +776,10 @@ class Student(_Estimator):
         """Return what training takes, on the device; ``place`` puts features there, default by a copy of their own."""
         observed, device = graph.observed(), resolve_device(self.device)
         with seeded(self.seed, device):
-            position = method.positions(observed)
-            x = observed.features if position is None else features(beside(observed.x, position))
+            x, position = observed.features, method.positions(observed, outputs)
+            if position is not None:
+                own = position if method.reads_own else of_neighbours(position, observed.node_id, observed, own=False)
+                x = features(beside(observed.x, own))
             model = self._build(x.shape[1], graph.num_classes)
             method = copy.deepcopy(make_method(self.method, self.options))  # anew: its own weights follow the seed
             method.build(model, outputs)
@@ -822,6 +824,7 @@ class Student(_Estimator):
         self.meta_["figures"] = dict(task.method.figures)
         if task.position is not None:
             self.meta_["position_channels"] = task.position.size(1)
+            self.meta_["reads_own_position"] = task.method.reads_own
             self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
         self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
         return self
@@ -831,8 +834,8 @@ class Student(_Estimator):
     def predict_logits(self, x: Tensor | np.ndarray | Graph) -> Tensor:
         """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for.
 
-        A student of a method with positions (``"nosmog"``) may be asked about a graph that has the nodes it was trained
-        on, by their ids: they have their own position, others the mean of their neighbours'. Asked about features, it
+        A student of a method with positions (``"nosmog"``, ``"onehop"``) may be asked about a graph that has the nodes
+        it was trained on, by their ids: others read the mean of their neighbours' positions. Asked about features, it
         takes them for nodes that nothing is linked to.
         """
         self._check_fitted()
@@ -840,7 +843,8 @@ class Student(_Estimator):
         if isinstance(x, Graph):
             if self.position_ is not None:
                 self._check_same(x)
-                position = of_neighbours(self.position_[1], self.position_[0], x)
+                known, position = self.position_
+                position = of_neighbours(position, known, x, own=self.meta_.get("reads_own_position", True))
             x = x.x
         x = checked_features(x, self.meta_["in_channels"])
         if self.position_ is not None:

@@ -1,4 +1,5 @@
-"""Where a node is in the graph, as features: DeepWalk, which NOSMOG (Tian et al., ICLR 2023) gives its students.
+"""What a student reads of the graph beside the features: DeepWalk, which NOSMOG (Tian et al., ICLR 2023) gives its
+students, and the means of rows that neighbours have.
 
 A node that came later has no walks of its own: it takes the mean of its neighbours' rows (:func:`of_neighbours`).
 """
@@ -260,16 +261,17 @@ def _ascend(table: Tensor, squares: Tensor, nodes: Tensor, gradient: Tensor, lr:
 # -- nodes that came later -------------------------------------------------------------------------------------
 
 
-def of_neighbours(position: Tensor, known: Tensor, graph: Graph) -> Tensor:
+def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = True) -> Tensor:
     """Return a position for every node of a graph of which some nodes have one, as NOSMOG does for unseen nodes.
 
     A known node keeps its row. Any other has the mean of the rows of its known neighbours, zero if there are none:
-    arcs between unknown nodes never count. Of a directed graph, neighbours are the sources of the arcs that arrive.
+    arcs from unknown nodes never count. Of a directed graph, neighbours are the sources of the arcs that arrive.
 
     Args:
         position: rows of the known nodes ``[M, P]``, of floating point.
         known: their ids ``[M]``, of int64, ascending, as in ``graph.node_id``. Ids that are not there are left out.
         graph: of N nodes.
+        own: whether a known node keeps its row (default), or has the mean of its neighbours' as any other.
 
     Returns:
         ``[N, P]``, of the type of ``position``; differentiable in it.
@@ -294,22 +296,23 @@ def of_neighbours(position: Tensor, known: Tensor, graph: Graph) -> Tensor:
             f"known: expected ascending ids (got {known[first : first + 2].tolist()} in places {first} and "
             f"{first + 1}). Sort them, and the rows of position with them."
         )
-    return _neighbour_means(known, graph, position.dtype).to(position.device) @ position
+    return _neighbour_means(known, graph, position.dtype, own=own).to(position.device) @ position
 
 
-def _neighbour_means(known: Tensor, graph: Graph, dtype: torch.dtype = torch.float32) -> CSR:
+def _neighbour_means(known: Tensor, graph: Graph, dtype: torch.dtype, *, own: bool) -> CSR:
     """Return the matrix ``[N, M]`` that makes of known nodes' rows those of all nodes, see :func:`of_neighbours`."""
     is_known = torch.isin(graph.node_id, known)
+    keeps = is_known & own
     row = torch.searchsorted(known, graph.node_id)
     source, target = graph.edge_index
-    counts = is_known[source] & ~is_known[target]
+    counts = is_known[source] & ~keeps[target]
     source, target = source[counts], target[counts]
     weight = torch.bincount(target, minlength=graph.num_nodes).double().reciprocal()[target]
-    own = is_known.nonzero().squeeze(1)
+    kept = keeps.nonzero().squeeze(1)
     return CSR.from_coo(
-        torch.cat([own, target]),
-        row[torch.cat([own, source])],
-        torch.cat([weight.new_ones(len(own)), weight]).to(dtype),
+        torch.cat([kept, target]),
+        row[torch.cat([kept, source])],
+        torch.cat([weight.new_ones(len(kept)), weight]).to(dtype),
         (graph.num_nodes, len(known)),
     )
 

@@ -146,11 +146,12 @@ def test_what_is_timed_are_the_two_models_answers_about_other_nodes_each_time(pa
         assert all((answer - logits[nodes]).abs().max() < 1e-5 for answer, nodes in zip(answers, asked, strict=True))
 
 
-def test_a_student_with_positions_reads_those_of_its_neighbours(calls, monkeypatch):
+@pytest.mark.parametrize("method", ["nosmog", "onehop"])
+def test_a_student_with_positions_reads_those_of_its_neighbours(calls, monkeypatch, method):
     without_onnx(monkeypatch)
     graph = thin()
     teacher = Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph)
-    student = Student("nosmog", hidden_channels=8, max_epochs=1).fit(graph, outputs_of(graph))
+    student = Student(method, hidden_channels=8, max_epochs=1).fit(graph, outputs_of(graph))
     row = compare(teacher, student, graph, sizes=(30,))[-1]
     assert row["model"] == "student"
     assert row["read"] > 30

@@ -142,7 +142,7 @@ def test_a_teacher_trains_to_the_same_bits(options, unseen, tmp_path):
     assert of_held.fingerprint() == of_mapped.fingerprint()
 
 
-@pytest.mark.parametrize("method", ["mlp", "glnn", "ff_g2m", "krd", "nosmog", "simmlp"])
+@pytest.mark.parametrize("method", ["mlp", "glnn", "ff_g2m", "krd", "nosmog", "onehop", "simmlp"])
 @pytest.mark.parametrize("unseen", [False, True])
 def test_a_student_trains_to_the_same_bits(method, unseen, tmp_path):
     held = blocks(unseen=unseen)

@@ -320,13 +320,13 @@ def test_positions_tell_classes_of_cora(data_root):
 # -- nodes that came later ---------------------------------------------------------------------------------------
 
 
-def dense_means(position: Tensor, known: Tensor, graph: Graph) -> Tensor:
+def dense_means(position: Tensor, known: Tensor, graph: Graph, *, own: bool = True) -> Tensor:
     """Node by node, arc by arc."""
     row = {node: position[i] for i, node in enumerate(known.tolist())}
     ids, result = graph.node_id.tolist(), []
     for place, node in enumerate(ids):
         of = [row[ids[s]] for s, t in graph.edge_index.T.tolist() if t == place and ids[s] in row]
-        result.append(row[node] if node in row else sum(of) / len(of) if of else torch.zeros(position.size(1)))
+        result.append(row[node] if own and node in row else sum(of) / len(of) if of else torch.zeros(position.size(1)))
     return torch.stack(result).to(position.dtype)
 
 
@@ -347,6 +347,9 @@ def test_means_equal_dense(arcs, seed, dtype, columns):
     torch.testing.assert_close(found, dense_means(position, known, graph))
     is_known = torch.isin(node_id, known)
     assert torch.equal(found[is_known], position[torch.searchsorted(known, node_id[is_known])])
+    every = of_neighbours(position, known, graph, own=False)
+    torch.testing.assert_close(every, dense_means(position, known, graph, own=False))
+    assert torch.equal(every[~is_known], found[~is_known])
 
 
 def test_means_are_linear_and_differentiable():

@@ -57,7 +57,7 @@ def check(name: str, members: list[dict], graph: Graph | list[Graph] = GRAPH, wi
         same(first, second.fit(g, output), g)
 
 
-ALL = sorted(set(REGISTRY) - {"auto"})
+ALL = sorted(set(REGISTRY) - {"auto", "onehop"})  # which search
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -260,3 +260,7 @@ def test_inputs_of_another_width_fail_by_themselves():
 
 def test_an_auto_with_its_mixture_is_a_method_like_any():
     check("auto", [{"mixture": {"glnn": 1.0, "hidden": 2.0}, "seed": seed} for seed in range(2)])
+
+
+def test_a_onehop_with_its_weight_is_a_method_like_any():
+    check("onehop", [{"lam": lam, "seed": seed, "batch_size": 7} for seed, lam in enumerate((0.0, 0.5))])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph
-from g2m.methods.base import REGISTRY, Method
+from g2m.methods.base import REGISTRY, Method, first_unless_beaten
 from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
@@ -81,9 +81,7 @@ class Auto(Method):
         scores = [(yield Auto(mixture=dict.fromkeys(blend, 1.0)))]
         for name in alone[: self.budget - 1]:
             scores.append((yield Auto(mixture={name: 1.0})))
-        best, val = max(range(len(scores)), key=scores.__getitem__), len(graph.observed().part("val"))
-        error = (scores[0] * (1 - scores[0]) / val) ** 0.5
-        return best if scores[best] > scores[0] + error else 0
+        return first_unless_beaten(scores, graph)
 
     # -- a mixture ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class Method(nn.Module):
         teacher_options: options that a teacher of it has unless told otherwise, so that it emits what the method needs.
         nodes: the nodes a step draws from: ``"observed"`` (default) or ``"train"``.
         takes_edges: whether it looks at the graph's edges, in :meth:`prepare` or :meth:`edges`; default False.
+        reads_own: whether a node that training has seen reads its own row of :meth:`positions` (default), or the mean
+            of its neighbours', as the others do.
         figures: numbers worth knowing of a run, set in :meth:`prepare`; the student keeps them in ``meta_``.
     """
 
@@ -46,6 +48,7 @@ class Method(nn.Module):
     teacher_options: ClassVar[Mapping[str, Any]] = {}
     nodes: ClassVar[str] = "observed"
     takes_edges: bool = False
+    reads_own: ClassVar[bool] = True
     figures: Mapping[str, float] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -68,7 +71,7 @@ class Method(nn.Module):
         Called once, before :meth:`prepare`, under the student's seed.
         """
 
-    def positions(self, graph: Graph) -> Tensor | None:
+    def positions(self, graph: Graph, outputs: TeacherOutputs | None) -> Tensor | None:
         """Return columns ``[N, P]`` that the student reads beside the features of the observed graph; default none.
 
         Called first, under the student's seed. A node that training has not seen gets the mean of its neighbours'
@@ -137,6 +140,17 @@ def hidden_width(model: MLP, method: str) -> int:
     if len(model.layers) < 2:
         raise G2MError(f"num_layers: method {method!r} reads a hidden state, expected at least 2 (got 1).")
     return model.layers[-1].in_features
+
+
+def first_unless_beaten(scores: Sequence[float], graph: Graph) -> int:
+    """Return which of several students to take by their scores on ``val``: the first, unless another beats it clearly.
+
+    That is by a standard error of the first one's score: of many students on few validation nodes the best is mostly
+    lucky.
+    """
+    best = max(range(len(scores)), key=scores.__getitem__)
+    error = (scores[0] * (1 - scores[0]) / len(graph.observed().part("val"))) ** 0.5
+    return best if scores[best] > scores[0] + error else 0
 
 
 def make_method(method: str | Method | type[Method], options: Mapping[str, Any], others: Iterable[str] = ()) -> Method:

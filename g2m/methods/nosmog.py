@@ -92,7 +92,7 @@ class NOSMOG(Method):
         self.position_epochs = check_whole("position_epochs", position_epochs)
         self.position, self.takes_edges = position, position != "none"
 
-    def positions(self, graph: Graph) -> Tensor | None:
+    def positions(self, graph: Graph, outputs: TeacherOutputs | None) -> Tensor | None:
         if self.position == "none":
             return None
         return deepwalk(

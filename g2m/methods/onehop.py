@@ -1,0 +1,89 @@
+"""Onehop: the student reads, beside a node's features, what is kept of its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from g2m.errors import check_whole
+from g2m.graph import Graph
+from g2m.methods.base import first_unless_beaten
+from g2m.methods.propagated import Propagated
+from g2m.models import MLP
+from g2m.outputs import TeacherOutputs
+
+if TYPE_CHECKING:
+    import optuna
+
+#: Whom to believe: the teacher, corrected by the labels around; the teacher on itself; the labels alone.
+TARGETS = ({"lam": 0.0}, {"lam": 0.0, "propagations": 0}, {"lam": 1.0})
+
+
+class Onehop(Propagated):
+    """One table of rows, one mean over known neighbours, then an MLP: g2m's own, after SIGN (Frasca et al., 2020) and
+    the positions of NOSMOG (ICLR 2023).
+
+    Of every node that training has seen a row is kept: the first principal components of its features, and what the
+    teacher says of it. A student reads the mean of the rows of a node's known neighbours beside the node's own
+    features, whether training has seen the node or not. Like one with positions it is not free of the graph, and a
+    new node costs it as many short rows as the node has neighbours; a teacher of L layers reads L hops.
+
+    The loss is that of :class:`~g2m.methods.propagated.Propagated`, L = λ · mean CE(y, q) + (1 − λ) · mean KL(r ‖ q).
+    Where the teacher is worse than the labels, as GNNs that smooth are where neighbours differ, there is no reason to
+    ask it. Three students are trained, on r diffused (λ = 0), on the teacher's own probabilities (λ = 0, no
+    propagation) and on labels alone (λ = 1); the first is taken unless another beats it on ``val`` by a standard
+    error of its score there. ``meta_["trials"]`` lists them.
+
+    Args:
+        lam: λ in [0, 1], of a single student; default ``None``: the three above.
+        tau: temperature of the teacher's probabilities and of the student, above 0; default 1.
+        alpha: how much of a node's own answer is put back at every step of the diffusion, in [0, 1]; default 0.1.
+        propagations: steps of the diffusion, from 0; default 10.
+        clamp: whether training nodes have their labels for probabilities; default True.
+        compatibility: see :class:`~g2m.methods.propagated.Propagated`; default False.
+        channels: principal components of the features that are kept, from 1, at most as many as there are; default 64.
+    """
+
+    name = "onehop"
+    reads_own = False
+
+    def __init__(
+        self,
+        *,
+        lam: float | None = None,
+        tau: float = 1.0,
+        alpha: float = 0.1,
+        propagations: int = 10,
+        clamp: bool = True,
+        compatibility: bool = False,
+        channels: int = 64,
+    ) -> None:
+        diffusion = {"alpha": alpha, "propagations": propagations, "clamp": clamp, "compatibility": compatibility}
+        super().__init__(lam=0.0 if lam is None else lam, tau=tau, **diffusion)
+        self.lam = lam
+        self.channels = check_whole("channels", channels)
+
+    def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Onehop, float, int] | None:
+        return self._search(graph) if self.lam is None else None
+
+    def _search(self, graph: Graph) -> Generator[Onehop, float, int]:
+        own = {name: getattr(self, name) for name in self.options()}
+        scores = []
+        for target in TARGETS:
+            scores.append((yield Onehop(**own | target)))
+        return first_unless_beaten(scores, graph)
+
+    def positions(self, graph: Graph, outputs: TeacherOutputs) -> Tensor:
+        from sklearn.decomposition import PCA  # slow to import
+
+        components = PCA(min(self.channels, *graph.x.shape), random_state=0).fit_transform(graph.x.numpy())
+        p = outputs.soft_labels()
+        # About their mean, so that a node nothing is linked to is an average one.
+        return torch.cat([torch.from_numpy(components), p - p.mean(0)], 1)
+
+    @classmethod
+    def space(cls, trial: optuna.Trial) -> dict[str, Any]:
+        return {"lam": trial.suggest_float("lam", 0.0, 1.0), "alpha": trial.suggest_float("alpha", 0.02, 1.0, log=True)}
