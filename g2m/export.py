@@ -89,8 +89,8 @@ def export(
     """Write a student as ``.onnx`` or ``.pt2``, and a model card beside it (:func:`card_path`).
 
     The file takes ``features`` ``[N, F]``, float32, any N, and gives ``logits`` and ``probabilities`` ``[N, C]``. All
-    the student does to features is inside. One with positions (``"nosmog"``) answers as for nodes that nothing is
-    linked to. Before anything is written, the file's answers are compared with the student's.
+    the student does to features is inside. One that reads of neighbours (``"nosmog"``, ``"onehop"``) answers as for
+    nodes that nothing is linked to. Before anything is written, the file's answers are compared with the student's.
 
     Args:
         student: fitted.
