@@ -40,7 +40,7 @@ from g2m.models import (
     sum_adjacency,
 )
 from g2m.outputs import TeacherOutputs
-from g2m.positions import of_neighbours
+from g2m.positions import of_arcs, of_neighbours
 from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
 from g2m.train import History, check_options, fit, resolve_device, seeded
@@ -831,15 +831,21 @@ class Student(_Estimator):
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def predict_logits(self, x: Tensor | np.ndarray | Graph) -> Tensor:
+    def predict_logits(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray | None = None) -> Tensor:
         """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for.
 
         A student of a method with positions (``"nosmog"``, ``"onehop"``) may be asked about a graph that has the nodes
         it was trained on, by their ids: others read the mean of their neighbours' positions. Asked about features, it
-        takes them for nodes that nothing is linked to.
+        takes them for new nodes, that nothing is linked to but what ``edge_index`` says: arcs ``[2, E]`` from ids of
+        the graph trained on, of nodes that training saw (others do not count), to rows of ``x``.
+
+        Raises:
+            G2MError: on features of another shape, or on arcs that the student has no use for or that lead nowhere.
         """
         self._check_fitted()
         position = None
+        if edge_index is not None:
+            edge_index = self._check_arcs(x, edge_index)
         if isinstance(x, Graph):
             if self.position_ is not None:
                 self._check_same(x)
@@ -848,7 +854,9 @@ class Student(_Estimator):
             x = x.x
         x = checked_features(x, self.meta_["in_channels"])
         if self.position_ is not None:
-            position = x.new_zeros(len(x), self.meta_["position_channels"]) if position is None else position
+            if position is None:
+                arcs = torch.empty(2, 0, dtype=torch.long) if edge_index is None else edge_index
+                position = of_arcs(self.position_[1], self.position_[0], arcs, len(x))
             x = beside(x, position)
         device = resolve_device(self.device)
         self.model_.to(device).eval()
@@ -865,13 +873,33 @@ class Student(_Estimator):
                 "another split of it). Pass features: nodes are then taken to have no neighbour that is known."
             )
 
-    def predict_proba(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Return class probabilities ``[N, C]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return like(x, self.predict_logits(x).softmax(-1))
+    def _check_arcs(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray) -> Tensor:
+        """Return arcs to rows of ``x`` as a tensor, or raise :class:`G2MError`."""
+        if self.position_ is None:
+            name = getattr(self.method, "name", self.method)
+            raise G2MError(f"edge_index: a student of method {name!r} reads features alone. Leave it out.")
+        if isinstance(x, Graph):
+            raise G2MError("edge_index: a graph has its own. Give features beside it, or the graph alone.")
+        edge_index = torch.as_tensor(edge_index)
+        if edge_index.dtype not in (torch.int64, torch.int32) or edge_index.dim() != 2 or len(edge_index) != 2:
+            raise G2MError(
+                "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x "
+                f"(got {edge_index.dtype}, shape {tuple(edge_index.shape)})."
+            )
+        if edge_index.numel() and not 0 <= int(edge_index[1].min()) <= int(edge_index[1].max()) < len(x):
+            wrong = int(edge_index[1][(edge_index[1] < 0) | (edge_index[1] >= len(x))][0])
+            raise G2MError(f"edge_index: expected arcs to rows 0 to {len(x) - 1} of x (got one to row {wrong}).")
+        return edge_index.long()
 
-    def predict(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Return classes ``[N]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return like(x, self.predict_logits(x).argmax(-1))
+    def predict_proba(
+        self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None
+    ) -> Tensor | np.ndarray:
+        """Return class probabilities ``[N, C]``, see :meth:`predict_logits`; an array for an array, else a tensor."""
+        return like(x, self.predict_logits(x, edge_index).softmax(-1))
+
+    def predict(self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
+        """Return classes ``[N]``, see :meth:`predict_logits`; an array for an array, else a tensor."""
+        return like(x, self.predict_logits(x, edge_index).argmax(-1))
 
     def evaluate(self, graph: Graph) -> dict[str, float]:
         """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.

@@ -66,9 +66,10 @@ def student_latency(
     adjacency = None if student.position_ is None else mean_adjacency(observed)
 
     def ask(nodes: Tensor, x: Tensor) -> Tensor:
-        if adjacency is not None:
-            adjacency.rows(nodes) @ student.position_[1]
-        return student.predict_logits(x)
+        if adjacency is None:
+            return student.predict_logits(x)
+        rows = adjacency.rows(nodes)
+        return student.predict_logits(x, torch.stack([observed.node_id[rows.col.long()], rows.row_of_entry()]))
 
     nodes = {size: _nodes(observed, size) for size in sizes}
     calls = {size: partial(ask, some, observed.x[some]) for size, some in nodes.items()}

@@ -296,25 +296,30 @@ def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = 
             f"known: expected ascending ids (got {known[first : first + 2].tolist()} in places {first} and "
             f"{first + 1}). Sort them, and the rows of position with them."
         )
-    return _neighbour_means(known, graph, position.dtype, own=own).to(position.device) @ position
-
-
-def _neighbour_means(known: Tensor, graph: Graph, dtype: torch.dtype, *, own: bool) -> CSR:
-    """Return the matrix ``[N, M]`` that makes of known nodes' rows those of all nodes, see :func:`of_neighbours`."""
     is_known = torch.isin(graph.node_id, known)
     keeps = is_known & own
-    row = torch.searchsorted(known, graph.node_id)
-    source, target = graph.edge_index
-    counts = is_known[source] & ~keeps[target]
-    source, target = source[counts], target[counts]
-    weight = torch.bincount(target, minlength=graph.num_nodes).double().reciprocal()[target]
+    source, target = graph.edge_index[:, ~keeps[graph.edge_index[1]]]
+    means = of_arcs(position, known, torch.stack([graph.node_id[source], target]), graph.num_nodes)
     kept = keeps.nonzero().squeeze(1)
-    return CSR.from_coo(
-        torch.cat([kept, target]),
-        row[torch.cat([kept, source])],
-        torch.cat([weight.new_ones(len(kept)), weight]).to(dtype),
-        (graph.num_nodes, len(known)),
-    )
+    return means.index_copy(0, kept, position[torch.searchsorted(known, graph.node_id[kept])])
+
+
+def of_arcs(position: Tensor, known: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
+    """Return the mean of the rows of known neighbours for each of some new nodes ``[N, P]``, zero if it has none.
+
+    Args:
+        position: rows of the known nodes ``[M, P]``.
+        known: their ids ``[M]``, ascending.
+        edge_index: arcs ``[2, E]`` from ids, of which those that are not known do not count, to new nodes.
+        num_nodes: N; new nodes are numbered from 0.
+    """
+    source, target = edge_index
+    row = torch.searchsorted(known, source)
+    counts = torch.cat([known, known.new_tensor([-1])])[row] == source
+    row, target = row[counts], target[counts]
+    weight = torch.bincount(target, minlength=num_nodes).double().reciprocal()[target].to(position.dtype)
+    means = CSR.from_coo(target, row, weight, (num_nodes, len(known)))
+    return means.to(position.device) @ position
 
 
 # -- checks ----------------------------------------------------------------------------------------------------

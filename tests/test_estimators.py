@@ -454,6 +454,50 @@ def test_cold_are_the_unseen_nodes_without_their_edges(metric):
         assert scores["cold"] == scores["unseen"]
 
 
+@pytest.mark.parametrize("method", ["nosmog", "onehop"])
+def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linked_to(method, tmp_path):
+    graph = blocks(60, unseen=True)
+    trained = Student(method, hidden_channels=8, max_epochs=2, device="cpu").fit(graph, outputs_of(graph))
+    new = graph.part("unseen")
+    row = torch.full((60,), -1)
+    row[new] = torch.arange(len(new))
+    arcs = graph.edge_index[:, row[graph.edge_index[1]] >= 0]  # those from unseen nodes, too, which do not count
+    arcs = torch.stack([arcs[0], row[arcs[1]]])
+    expected = trained.predict_logits(graph)[new]
+    for student in (trained, Student.load(trained.save(tmp_path / "student.safetensors"))):
+        torch.testing.assert_close(student.predict_logits(graph.x[new], arcs), expected)
+        assert not torch.allclose(student.predict_logits(graph.x[new]), expected)
+    found = trained.predict(graph.x[new].numpy(), arcs.numpy())
+    assert isinstance(found, np.ndarray)
+    assert found.tolist() == expected.argmax(1).tolist()
+    torch.testing.assert_close(trained.predict_proba(graph.x[new], arcs), expected.softmax(1))
+    none = torch.empty(2, 0, dtype=torch.long)
+    assert torch.equal(trained.predict_logits(graph.x, none), trained.predict_logits(graph.x))
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "edge_index", "message"),
+    [
+        ("glnn", "x", [[0], [0]], "edge_index: a student of method 'glnn' reads features alone"),
+        ("onehop", "graph", [[0], [0]], "edge_index: a graph has its own"),
+        (
+            "onehop",
+            "x",
+            [[0, 0]],
+            r"edge_index: expected .*int64, shape \[2, E\].*got torch.int64, shape \(1, 2\)",
+        ),
+        ("onehop", "x", [[0.0], [0.0]], r"edge_index: expected arcs of int64.*got torch.float32"),
+        ("onehop", "x", [[0, 1], [0, 36]], r"edge_index: expected arcs to rows 0 to 35 of x \(got one to row 36\)"),
+        ("onehop", "x", [[0], [-1]], r"got one to row -1"),
+    ],
+)
+def test_arcs_that_lead_nowhere_are_refused(method, asked, edge_index, message):
+    graph = blocks()
+    trained = Student(method, hidden_channels=8, max_epochs=1, device="cpu").fit(graph, outputs_of(graph))
+    with pytest.raises(G2MError, match=message):
+        trained.predict(graph if asked == "graph" else graph.x, torch.tensor(edge_index))
+
+
 def test_a_graph_is_taken_for_its_features_where_there_are_no_positions(trained):
     for given in (GRAPH, blocks(7), GRAPH.without_edges()):
         assert torch.equal(trained.predict_logits(given), trained.predict_logits(given.x))
