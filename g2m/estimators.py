@@ -853,24 +853,28 @@ class Student(_Estimator):
                 position = of_neighbours(position, known, x, own=self.meta_.get("reads_own_position", True))
             x = x.x
         x = checked_features(x, self.meta_["in_channels"])
-        if self.position_ is not None:
-            if position is None:
-                arcs = torch.empty(2, 0, dtype=torch.long) if edge_index is None else edge_index
-                position = of_arcs(self.position_[1], self.position_[0], arcs, len(x))
-            x = beside(x, position)
+        if self.position_ is not None and position is None:
+            arcs = torch.empty(2, 0, dtype=torch.long) if edge_index is None else edge_index
+            position = of_arcs(self.position_[1], self.position_[0], arcs, len(x))
         device = resolve_device(self.device)
-        self.model_.to(device).eval()
+        self.model_.eval()
+        if device.type != "cpu":  # where weights are kept
+            self.model_.to(device)
+        chunks = x.split(_PREDICT_ROWS)
+        if position is not None:
+            chunks = (torch.cat(pair, 1) for pair in zip(chunks, position.split(_PREDICT_ROWS), strict=True))
         with torch.no_grad():
-            chunks = [self.model_(rows.to(device)).logits.cpu() for rows in x.split(_PREDICT_ROWS)]
-        self.model_.to("cpu")
-        return torch.cat(chunks)
+            logits = torch.cat([self.model_(rows.to(device)).logits.cpu() for rows in chunks])
+        if device.type != "cpu":
+            self.model_.to("cpu")
+        return logits
 
     def _check_same(self, graph: Graph) -> None:
         """Raise :class:`G2MError` unless ``graph`` has the nodes the student knows positions of, features and all."""
         if graph.observed().fingerprint(edges=False) != self.meta_["fingerprint_without_edges"]:
             raise G2MError(
                 f"graph: positions are known on the graph trained on, {self.meta_['graph']!r} (got {graph.name!r}, or "
-                "another split of it). Pass features: nodes are then taken to have no neighbour that is known."
+                "another split of it). Pass features, with edge_index for the neighbours that are known."
             )
 
     def _check_arcs(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray) -> Tensor:
