@@ -67,7 +67,10 @@ def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[
 
 
 def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
-    """Return a row per method and teacher, the same seeds on both sides; the best mean comes first."""
+    """Return a row per method and teacher, the same seeds on both sides; the best mean comes first.
+
+    The mean is over the graphs that every row has.
+    """
     rows = [row for row in rows if row["setting"] == setting]
     found: dict[tuple[str, str], dict[str, float]] = {}
     for teacher in rows:
@@ -77,14 +80,16 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
             if row["data"] == teacher["data"] and row["teacher"] in (teacher["teacher"], None):
                 gained = _gained(row["by_seed"], teacher["by_seed"], part)
                 found.setdefault((teacher["teacher"], row["method"]), {})[row["data"]] = gained
+    found = {key: by_data for key, by_data in found.items() if key[1] != "teacher"}
+    graphs, shared = set().union(*found.values()), set.intersection(*map(set, found.values()))
     table = f"Above the teacher, {setting}, {part} nodes: points"
-    means = {key: statistics.fmean(by_data.values()) for key, by_data in found.items() if key[1] != "teacher"}
+    means = {key: statistics.fmean(by_data[data] for data in shared) for key, by_data in found.items()}
     return [
         {
             "table": table,
             "student": f"{key[1]} ← {key[0].upper()}",
-            **{data: f"{gained:+.2f}" for data, gained in sorted(found[key].items())},
-            "mean": f"{means[key]:+.2f}",
+            **{data: f"{found[key][data]:+.2f}" if data in found[key] else "–" for data in sorted(graphs)},
+            f"mean of {len(shared)}": f"{means[key]:+.2f}",
         }
         for key in sorted(means, key=means.__getitem__, reverse=True)
     ]

@@ -86,6 +86,18 @@ def thin(*, directed: bool = False, sparse: bool = False, num_nodes: int = 60, s
     return Graph(x, edges, ids % 3, split, name="thin")
 
 
+def of_the_neighbour(wrong: float, *, seed: int = 0) -> Graph:
+    """Pairs of nodes: the class of one is written in the features of the other. A share ``wrong`` is flipped."""
+    generator = Generator().manual_seed(seed)
+    pair = torch.arange(600).reshape(-1, 2)
+    x = torch.randn(600, 4, generator=generator)
+    y = (x[pair.flip(1).flatten(), 0] > 0).long()
+    y = torch.where(torch.rand(600, generator=generator) < wrong, 1 - y, y)
+    order = torch.randperm(600, generator=generator)
+    split = {"train": order[:200], "val": order[200:400], "test": order[400:]}
+    return Graph(x, torch.cat([pair.T, pair.T.flip(0)], 1), y, split)
+
+
 # -- an imaginary teacher ----------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from g2m.batches import Batch
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods.base import REGISTRY, Method, first_unless_beaten
+from g2m.methods.onehop import TARGETS, Onehop
 from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
@@ -46,6 +47,8 @@ class Auto(Method):
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
             ``None``: search.
         budget: how many students are trained, from 1; default 8.
+        neighbours: also try the three of :class:`~g2m.methods.onehop.Onehop`, right after the blend. Such a student
+            reads of a node's neighbours, and is not free of the graph; default False.
     """
 
     name = "auto"
@@ -53,9 +56,11 @@ class Auto(Method):
     needs = frozenset({"logits"})
     wants = frozenset({"hidden", "low_target", "entropy_change", "codebook", "code_input"})
 
-    def __init__(self, *, mixture: Mapping[str, float] | None = None, budget: int = 8) -> None:
+    def __init__(
+        self, *, mixture: Mapping[str, float] | None = None, budget: int = 8, neighbours: bool = False
+    ) -> None:
         super().__init__()
-        self.budget = check_whole("budget", budget)
+        self.budget, self.neighbours = check_whole("budget", budget), bool(neighbours)
         self.mixture = mixture
         if mixture is None:
             return
@@ -78,9 +83,13 @@ class Auto(Method):
     def _search(self, graph: Graph, known: list[str]) -> Generator[Method, float, int]:
         blend = [name for name in known if name in BLEND] or known[:1]
         alone = [name for name in known if [name] != blend]
-        scores = [(yield Auto(mixture=dict.fromkeys(blend, 1.0)))]
-        for name in alone[: self.budget - 1]:
-            scores.append((yield Auto(mixture={name: 1.0})))
+        candidates: list[Method] = [Auto(mixture=dict.fromkeys(blend, 1.0))]
+        if self.neighbours and graph.observed().num_edges:
+            candidates += [Onehop(**target) for target in TARGETS]
+        candidates += [Auto(mixture={name: 1.0}) for name in alone]
+        scores = []
+        for candidate in candidates[: self.budget]:
+            scores.append((yield candidate))
         return first_unless_beaten(scores, graph)
 
     # -- a mixture ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import blocks, fitted, intercept, outputs_of, same_bits, steps, student, weights
+from cases import blocks, fitted, intercept, of_the_neighbour, outputs_of, same_bits, steps, student, weights
 from torch import Generator
 from torch.nn import functional as F
 
@@ -199,8 +199,30 @@ def test_the_blend_comes_first_and_then_each_method_alone(budget):
     expected = [dict.fromkeys(sorted(BLEND), 1.0), *({name: 1.0} for name in COMPONENTS)]
     assert tried(trained) == expected[:budget]
     for trial in trained.meta_["trials"]:
-        assert trial.keys() == {"method", "mixture", "budget", "val"}
+        assert trial.keys() == {"method", "mixture", "budget", "neighbours", "val"}
         assert trial["method"] == "auto"
+
+
+@pytest.mark.parametrize("budget", [1, 3, 5])
+def test_students_that_read_of_neighbours_are_tried_after_the_blend(budget):
+    trials = fitted("auto", blocks(), budget=budget, neighbours=True, max_epochs=1).meta_["trials"]
+    assert [trial["method"] for trial in trials] == ["auto", "onehop", "onehop", "onehop", "auto"][:budget]
+    assert [(trial["lam"], trial["propagations"]) for trial in trials[1:4]] == [(0, 10), (0, 0), (1, 10)][: budget - 1]
+
+
+def test_a_student_that_reads_of_neighbours_may_be_the_best(tmp_path):
+    graph = of_the_neighbour(0.0)
+    options = {"max_epochs": 60, "hidden_channels": 16, "lr": 0.02, "budget": 4}
+    trained = fitted("auto", graph, neighbours=True, **options)
+    assert trained.evaluate(graph)["test"] > 0.9
+    loaded = Student.load(trained.save(tmp_path / "s.safetensors"))
+    assert torch.equal(loaded.predict_logits(graph), trained.predict_logits(graph))
+    assert fitted("auto", graph, **options).position_ is None
+
+
+def test_without_edges_there_are_no_neighbours_to_read_of():
+    trained = fitted("auto", blocks(edges=False), budget=3, neighbours=True, max_epochs=1)
+    assert {trial["method"] for trial in trained.meta_["trials"]} == {"auto"}
 
 
 def settled(scores: list[float], nodes: int = 400) -> int:

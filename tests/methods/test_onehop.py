@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import blocks, fitted, intercept, outputs_of, same_bits, student, thin, weights
+from cases import blocks, fitted, intercept, of_the_neighbour, outputs_of, same_bits, student, thin, weights
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
@@ -125,18 +125,6 @@ def test_three_targets_are_tried_and_the_one_taken_is_named():
     assert [one.history_.best_score for one in alone] == [trial["val"] for trial in trials]
     assert any(same_bits(weights(trained), weights(one)) for one in alone)
     assert "trials" not in alone[0].meta_
-
-
-def of_the_neighbour(wrong: float, seed: int = 0) -> Graph:
-    """Pairs of nodes: the class of one is written in the features of the other. A share of labels is of noise."""
-    generator = Generator().manual_seed(seed)
-    pair = torch.arange(600).reshape(-1, 2)
-    x = torch.randn(600, 4, generator=generator)
-    y = (x[pair.flip(1).flatten(), 0] > 0).long()
-    y = torch.where(torch.rand(600, generator=generator) < wrong, 1 - y, y)
-    order = torch.randperm(600, generator=generator)
-    split = {"train": order[:200], "val": order[200:400], "test": order[400:]}
-    return Graph(x, torch.cat([pair.T, pair.T.flip(0)], 1), y, split)
 
 
 def test_what_neighbours_have_is_learnt_and_a_teacher_that_is_wrong_is_left():
