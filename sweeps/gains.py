@@ -72,22 +72,23 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
     The mean is over the graphs that every row has.
     """
     rows = [row for row in rows if row["setting"] == setting]
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for teacher in rows:
         if teacher["method"] != "teacher" or teacher["tokenizer"]:
             continue
         for row in rows:
-            if row["data"] == teacher["data"] and row["teacher"] in (teacher["teacher"], None):
-                gained = _gained(row["by_seed"], teacher["by_seed"], part)
-                found.setdefault((teacher["teacher"], row["method"]), {})[row["data"]] = gained
-    found = {key: by_data for key, by_data in found.items() if key[1] != "teacher"}
+            if row["method"] == "teacher" or row["data"] != teacher["data"]:
+                continue
+            if row["teacher"] in (teacher["teacher"], None):
+                student = f"{row['method']} {row['options']}".strip() + f" ← {teacher['teacher'].upper()}"
+                found.setdefault(student, {})[row["data"]] = _gained(row["by_seed"], teacher["by_seed"], part)
     graphs, shared = set().union(*found.values()), set.intersection(*map(set, found.values()))
     table = f"Above the teacher, {setting}, {part} nodes: points"
     means = {key: statistics.fmean(by_data[data] for data in shared) for key, by_data in found.items()}
     return [
         {
             "table": table,
-            "student": f"{key[1]} ← {key[0].upper()}",
+            "student": key,
             **{data: f"{found[key][data]:+.2f}" if data in found[key] else "–" for data in sorted(graphs)},
             f"mean of {len(shared)}": f"{means[key]:+.2f}",
         }
