@@ -47,8 +47,9 @@ class Auto(Method):
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
             ``None``: search.
         budget: how many students are trained, from 1; default 8.
-        neighbours: also try the three of :class:`~g2m.methods.onehop.Onehop`, right after the blend. Such a student
-            reads of a node's neighbours, and is not free of the graph; default False.
+        neighbours: try the three of :class:`~g2m.methods.onehop.Onehop` before the blend, and take the first of them
+            unless another student beats it: nodes of ``val`` were there in training, and do not show what a student
+            that reads of neighbours gains on nodes that were not. It is not free of the graph; default False.
     """
 
     name = "auto"
@@ -83,10 +84,9 @@ class Auto(Method):
     def _search(self, graph: Graph, known: list[str]) -> Generator[Method, float, int]:
         blend = [name for name in known if name in BLEND] or known[:1]
         alone = [name for name in known if [name] != blend]
-        candidates: list[Method] = [Auto(mixture=dict.fromkeys(blend, 1.0))]
-        if self.neighbours and graph.observed().num_edges:
-            candidates += [Onehop(**target) for target in TARGETS]
-        candidates += [Auto(mixture={name: 1.0}) for name in alone]
+        reading = TARGETS if self.neighbours and graph.observed().num_edges else ()
+        candidates = [Onehop(**target) for target in reading]
+        candidates += [Auto(mixture=dict.fromkeys(blend, 1.0)), *(Auto(mixture={name: 1.0}) for name in alone)]
         scores = []
         for candidate in candidates[: self.budget]:
             scores.append((yield candidate))

@@ -204,10 +204,11 @@ def test_the_blend_comes_first_and_then_each_method_alone(budget):
 
 
 @pytest.mark.parametrize("budget", [1, 3, 5])
-def test_students_that_read_of_neighbours_are_tried_after_the_blend(budget):
+def test_students_that_read_of_neighbours_are_tried_before_the_blend(budget):
     trials = fitted("auto", blocks(), budget=budget, neighbours=True, max_epochs=1).meta_["trials"]
-    assert [trial["method"] for trial in trials] == ["auto", "onehop", "onehop", "onehop", "auto"][:budget]
-    assert [(trial["lam"], trial["propagations"]) for trial in trials[1:4]] == [(0, 10), (0, 0), (1, 10)][: budget - 1]
+    assert [trial["method"] for trial in trials] == ["onehop", "onehop", "onehop", "auto", "auto"][:budget]
+    assert [(trial["lam"], trial["propagations"]) for trial in trials[:3]] == [(0, 10), (0, 0), (1, 10)][:budget]
+    assert [sorted(trial["mixture"]) for trial in trials[3:]] == [sorted(BLEND), ["propagated"]][: max(budget - 3, 0)]
 
 
 def test_a_student_that_reads_of_neighbours_may_be_the_best(tmp_path):
