@@ -844,17 +844,18 @@ class Student(_Estimator):
         """
         self._check_fitted()
         position = None
-        if edge_index is not None:
-            edge_index = self._check_arcs(x, edge_index)
         if isinstance(x, Graph):
+            if edge_index is not None:
+                raise G2MError("edge_index: a graph has its own. Give features beside it, or the graph alone.")
             if self.position_ is not None:
                 self._check_same(x)
                 known, position = self.position_
-                position = of_neighbours(position, known, x, own=self.meta_.get("reads_own_position", True))
+                own = self.meta_.get("reads_own_position", True)  # files from before there was a choice do not say
+                position = of_neighbours(position, known, x, own=own)
             x = x.x
         x = checked_features(x, self.meta_["in_channels"])
+        arcs = self._arcs(edge_index, len(x))
         if self.position_ is not None and position is None:
-            arcs = torch.empty(2, 0, dtype=torch.long) if edge_index is None else edge_index
             position = of_arcs(self.position_[1], self.position_[0], arcs, len(x))
         device = resolve_device(self.device)
         self.model_.eval()
@@ -877,23 +878,26 @@ class Student(_Estimator):
                 "another split of it). Pass features, with edge_index for the neighbours that are known."
             )
 
-    def _check_arcs(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray) -> Tensor:
-        """Return arcs to rows of ``x`` as a tensor, or raise :class:`G2MError`."""
+    def _arcs(self, edge_index: Tensor | np.ndarray | None, num_rows: int) -> Tensor:
+        """Return arcs ``[2, E]`` from known nodes to rows of features, or raise :class:`G2MError`."""
+        if edge_index is None:
+            return torch.empty(2, 0, dtype=torch.long)
         if self.position_ is None:
             name = getattr(self.method, "name", self.method)
             raise G2MError(f"edge_index: a student of method {name!r} reads features alone. Leave it out.")
-        if isinstance(x, Graph):
-            raise G2MError("edge_index: a graph has its own. Give features beside it, or the graph alone.")
-        edge_index = torch.as_tensor(edge_index)
-        if edge_index.dtype not in (torch.int64, torch.int32) or edge_index.dim() != 2 or len(edge_index) != 2:
-            raise G2MError(
-                "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x "
-                f"(got {edge_index.dtype}, shape {tuple(edge_index.shape)})."
-            )
-        if edge_index.numel() and not 0 <= int(edge_index[1].min()) <= int(edge_index[1].max()) < len(x):
-            wrong = int(edge_index[1][(edge_index[1] < 0) | (edge_index[1] >= len(x))][0])
-            raise G2MError(f"edge_index: expected arcs to rows 0 to {len(x) - 1} of x (got one to row {wrong}).")
-        return edge_index.long()
+        expected = "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x"
+        try:
+            arcs = torch.as_tensor(edge_index)
+        except (TypeError, ValueError, RuntimeError):
+            raise G2MError(f"{expected} (got {type(edge_index).__name__} of uneven or other things).") from None
+        whole = arcs.dtype in (torch.int64, torch.int32) or not arcs.numel()  # an empty list has no type
+        if not whole or arcs.dim() != 2 or len(arcs) != 2:
+            raise G2MError(f"{expected} (got {arcs.dtype}, shape {tuple(arcs.shape)}).")
+        arcs = arcs.long()
+        outside = arcs[1, (arcs[1] < 0) | (arcs[1] >= num_rows)]
+        if len(outside):
+            raise G2MError(f"edge_index: expected arcs to rows 0 to {num_rows - 1} of x (got one to row {outside[0]}).")
+        return arcs
 
     def predict_proba(
         self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None

@@ -69,7 +69,7 @@ def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[
 def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
     """Return a row per method and teacher, the same seeds on both sides; the best mean comes first.
 
-    The mean is over the graphs that every row has.
+    Two means: over the graphs that every row has, which compares rows, and over all that a row has itself.
     """
     rows = [row for row in rows if row["setting"] == setting]
     found: dict[str, dict[str, float]] = {}
@@ -91,6 +91,8 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
             "student": key,
             **{data: f"{found[key][data]:+.2f}" if data in found[key] else "–" for data in sorted(graphs)},
             f"mean of {len(shared)}": f"{means[key]:+.2f}",
+            "mean of all": f"{statistics.fmean(found[key].values()):+.2f} of {len(found[key])}",
+            "median": f"{statistics.median(found[key].values()):+.2f}",
         }
         for key in sorted(means, key=means.__getitem__, reverse=True)
     ]

@@ -471,8 +471,7 @@ def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linke
     assert isinstance(found, np.ndarray)
     assert found.tolist() == expected.argmax(1).tolist()
     torch.testing.assert_close(trained.predict_proba(graph.x[new], arcs), expected.softmax(1))
-    none = torch.empty(2, 0, dtype=torch.long)
-    assert torch.equal(trained.predict_logits(graph.x, none), trained.predict_logits(graph.x))
+    assert torch.equal(trained.predict_logits(graph.x, [[], []]), trained.predict_logits(graph.x))
 
 
 @pytest.mark.parametrize(
@@ -489,13 +488,14 @@ def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linke
         ("onehop", "x", [[0.0], [0.0]], r"edge_index: expected arcs of int64.*got torch.float32"),
         ("onehop", "x", [[0, 1], [0, 36]], r"edge_index: expected arcs to rows 0 to 35 of x \(got one to row 36\)"),
         ("onehop", "x", [[0], [-1]], r"got one to row -1"),
+        ("onehop", "x", [[0, 1], [0]], r"edge_index: expected arcs of int64.*got list of uneven"),
     ],
 )
 def test_arcs_that_lead_nowhere_are_refused(method, asked, edge_index, message):
     graph = blocks()
     trained = Student(method, hidden_channels=8, max_epochs=1, device="cpu").fit(graph, outputs_of(graph))
     with pytest.raises(G2MError, match=message):
-        trained.predict(graph if asked == "graph" else graph.x, torch.tensor(edge_index))
+        trained.predict(graph if asked == "graph" else graph.x, edge_index)
 
 
 def test_a_graph_is_taken_for_its_features_where_there_are_no_positions(trained):

@@ -71,9 +71,10 @@ class Onehop(Propagated):
 
     def _search(self, graph: Graph) -> Generator[Onehop, float, int]:
         own = {name: getattr(self, name) for name in self.options()}
+        candidates = [own | target for target in TARGETS]
         scores = []
-        for target in TARGETS:
-            scores.append((yield Onehop(**own | target)))
+        for options in (options for i, options in enumerate(candidates) if options not in candidates[:i]):
+            scores.append((yield Onehop(**options)))
         return first_unless_beaten(scores, graph)
 
     def positions(self, graph: Graph, outputs: TeacherOutputs) -> Tensor:
