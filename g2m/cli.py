@@ -719,16 +719,24 @@ def predict(
     student: Annotated[Path, typer.Argument(help="Student, saved (.safetensors) or exported (.onnx, .pt2).")],
     features: Annotated[Path, typer.Argument(help="Features [N, F]: .npy, .csv or .parquet, of any length.")],
     result: Annotated[Path | None, typer.Option("--out", help=".csv, .npy or .parquet; default: print CSV.")] = None,
+    edges: Annotated[
+        Path | None,
+        typer.Option(
+            help="For students that read of neighbours: ids of known nodes and rows of the table they are linked to; "
+            "two columns of .csv or .parquet, or .npy [2, E]."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as many as torch takes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict classes from features alone: no graph. Tables are read and written a chunk of rows at a time."""
+    """Predict classes from features: no graph. Tables are read and written a chunk of rows at a time."""
     import torch
 
     from g2m.errors import check_whole
     from g2m.estimators import Student, checked_features
     from g2m.export import SUFFIXES, Exported
-    from g2m.tables import Part, read_features, write_predictions
+    from g2m.positions import arcs_to
+    from g2m.tables import Part, check_rows, read_edges, read_features, write_predictions
 
     if threads is not None:
         torch.set_num_threads(check_whole("--threads", threads))
@@ -739,18 +747,24 @@ def predict(
         model = Student.load(student)
         width = model.meta_["in_channels"]
     table, kept = read_features(features, width), []
+    arcs = None if edges is None else read_edges(edges, table.num_rows)
+
+    def arcs_of(start: int, stop: int) -> torch.Tensor | None:
+        return None if arcs is None else arcs_to(torch.from_numpy(arcs), start, stop)
 
     def parts(progress: Progress) -> Iterator[Part]:
         task, done = progress.add_task("rows", total=table.num_rows), 0
         for x in table:
             checked_features(x, width, first=done)  # an error names the row of the table
-            probabilities = model.predict_proba(x)
+            probabilities = model.predict_proba(x, arcs_of(done, done + len(x)))
             part = probabilities.argmax(1), probabilities
             if as_json:
                 kept.append(part)
             done += len(x)
             progress.update(task, completed=done)
             yield part
+        if arcs is not None:
+            check_rows(arcs, done)
 
     with bar() as progress:
         if as_json and result is None:
@@ -771,6 +785,9 @@ def export(
     student: Annotated[Path, typer.Argument(help="Saved student (.safetensors).")],
     target: Annotated[Path, typer.Option("--out", help="student.onnx or student.pt2; a model card goes beside it.")],
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or, of .onnx, int8.")] = "float32",
+    neighbours: Annotated[
+        bool, typer.Option(help="Of a student that reads of neighbours: with their rows, or for features alone.")
+    ] = True,
     data: Annotated[
         str | None, typer.Option(help="Card name of what it was trained on: scores by student and file are kept in it.")
     ] = None,
@@ -785,7 +802,7 @@ def export(
     from g2m.export import Exported, card_path
 
     graph = None if data is None else _graph(data, seed, setting, options, root)
-    path = Student.load(student).export(target, precision=precision, graph=graph)
+    path = Student.load(student).export(target, precision=precision, neighbours=neighbours, graph=graph)
     meta, size = Exported.load(path).meta, path.stat().st_size
     if as_json:
         show_json({"file": str(path), "card": str(card_path(path)), "bytes": size, **meta})

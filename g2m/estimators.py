@@ -40,7 +40,7 @@ from g2m.models import (
     sum_adjacency,
 )
 from g2m.outputs import TeacherOutputs
-from g2m.positions import of_arcs, of_neighbours
+from g2m.positions import neighbour_arcs, of_arcs, of_neighbours
 from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
 from g2m.train import History, check_options, fit, resolve_device, seeded
@@ -843,20 +843,18 @@ class Student(_Estimator):
             G2MError: on features of another shape, or on arcs that the student has no use for or that lead nowhere.
         """
         self._check_fitted()
-        position = None
         if isinstance(x, Graph):
             if edge_index is not None:
                 raise G2MError("edge_index: a graph has its own. Give features beside it, or the graph alone.")
             if self.position_ is not None:
-                self._check_same(x)
-                known, position = self.position_
-                own = self.meta_.get("reads_own_position", True)  # files from before there was a choice do not say
-                position = of_neighbours(position, known, x, own=own)
+                edge_index = self._arcs_of(x)
             x = x.x
-        x = checked_features(x, self.meta_["in_channels"])
-        arcs = self._arcs(edge_index, len(x))
-        if self.position_ is not None and position is None:
-            position = of_arcs(self.position_[1], self.position_[0], arcs, len(x))
+        x, position = checked_features(x, self.meta_["in_channels"]), None
+        if self.position_ is not None:
+            known, position = self.position_
+            position = of_arcs(position, known, checked_arcs(edge_index, len(x)), len(x))
+        elif edge_index is not None:
+            raise reads_no_edge(f"a student of method {getattr(self.method, 'name', self.method)!r}")
         device = resolve_device(self.device)
         self.model_.eval()
         if device.type != "cpu":  # where weights are kept
@@ -870,34 +868,15 @@ class Student(_Estimator):
             self.model_.to("cpu")
         return logits
 
-    def _check_same(self, graph: Graph) -> None:
-        """Raise :class:`G2MError` unless ``graph`` has the nodes the student knows positions of, features and all."""
+    def _arcs_of(self, graph: Graph) -> Tensor:
+        """Return the arcs that say whose positions the nodes of ``graph`` read, the one trained on, or raise."""
         if graph.observed().fingerprint(edges=False) != self.meta_["fingerprint_without_edges"]:
             raise G2MError(
                 f"graph: positions are known on the graph trained on, {self.meta_['graph']!r} (got {graph.name!r}, or "
                 "another split of it). Pass features, with edge_index for the neighbours that are known."
             )
-
-    def _arcs(self, edge_index: Tensor | np.ndarray | None, num_rows: int) -> Tensor:
-        """Return arcs ``[2, E]`` from known nodes to rows of features, or raise :class:`G2MError`."""
-        if edge_index is None:
-            return torch.empty(2, 0, dtype=torch.long)
-        if self.position_ is None:
-            name = getattr(self.method, "name", self.method)
-            raise G2MError(f"edge_index: a student of method {name!r} reads features alone. Leave it out.")
-        expected = "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x"
-        try:
-            arcs = torch.as_tensor(edge_index)
-        except (TypeError, ValueError, RuntimeError):
-            raise G2MError(f"{expected} (got {type(edge_index).__name__} of uneven or other things).") from None
-        whole = arcs.dtype in (torch.int64, torch.int32) or not arcs.numel()  # an empty list has no type
-        if not whole or arcs.dim() != 2 or len(arcs) != 2:
-            raise G2MError(f"{expected} (got {arcs.dtype}, shape {tuple(arcs.shape)}).")
-        arcs = arcs.long()
-        outside = arcs[1, (arcs[1] < 0) | (arcs[1] >= num_rows)]
-        if len(outside):
-            raise G2MError(f"edge_index: expected arcs to rows 0 to {num_rows - 1} of x (got one to row {outside[0]}).")
-        return arcs
+        own = self.meta_.get("reads_own_position", True)  # files from before there was a choice do not say
+        return neighbour_arcs(graph, self.position_[0], own=own)
 
     def predict_proba(
         self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None
@@ -945,6 +924,7 @@ class Student(_Estimator):
         path: str | Path,
         *,
         precision: str = "float32",
+        neighbours: bool = True,
         calibration: Tensor | np.ndarray | None = None,
         graph: Graph | None = None,
         class_names: Sequence[str] | None = None,
@@ -957,8 +937,9 @@ class Student(_Estimator):
         """
         from g2m.export import export
 
+        options = {"precision": precision, "neighbours": neighbours, "calibration": calibration, "graph": graph}
         names = {"class_names": class_names, "feature_names": feature_names}
-        return export(self, path, precision=precision, calibration=calibration, graph=graph, scores=scores, **names)
+        return export(self, path, scores=scores, **options, **names)
 
     @classmethod
     def load(cls, path: str | Path) -> Student:
@@ -984,6 +965,30 @@ def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0)
     if not x.sum().isfinite() and (row := not_finite(x)[1]) is not None:  # the sum alone rarely overflows: one pass
         raise G2MError(f"{argument}: expected finite features (got NaN or infinity, the first in row {first + row}).")
     return x
+
+
+def checked_arcs(edge_index: Any, num_rows: int) -> Tensor:
+    """Return arcs ``[2, E]`` from ids of nodes to rows of features, none for ``None``, or say what is wrong."""
+    if edge_index is None:
+        return torch.empty(2, 0, dtype=torch.long)
+    expected = "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x"
+    try:
+        arcs = torch.as_tensor(edge_index)
+    except (TypeError, ValueError, RuntimeError):
+        raise G2MError(f"{expected} (got {type(edge_index).__name__} of uneven or other things).") from None
+    whole = arcs.dtype in (torch.int64, torch.int32) or not arcs.numel()  # an empty list has no type
+    if not whole or arcs.dim() != 2 or len(arcs) != 2:
+        raise G2MError(f"{expected} (got {arcs.dtype}, shape {tuple(arcs.shape)}).")
+    arcs = arcs.long()
+    outside = arcs[1, (arcs[1] < 0) | (arcs[1] >= num_rows)]
+    if len(outside):
+        raise G2MError(f"edge_index: expected arcs to rows 0 to {num_rows - 1} of x (got one to row {outside[0]}).")
+    return arcs
+
+
+def reads_no_edge(what: str) -> G2MError:
+    """Return the error of arcs given to what has no use for them."""
+    return G2MError(f"edge_index: {what} reads features alone. Leave it out.")
 
 
 def like(given: Any, result: Tensor) -> Any:

@@ -25,12 +25,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from g2m import metrics
 from g2m.errors import G2MError, check_whole, choose, nearest
-from g2m.estimators import Student, _check_graph, _versions, checked_features, like
+from g2m.estimators import (
+    Student,
+    _answers,
+    _check_graph,
+    _versions,
+    checked_arcs,
+    checked_features,
+    like,
+    reads_no_edge,
+)
 from g2m.graph import Graph
-from g2m.models import MLP
+from g2m.positions import arcs_to
 from g2m.storage import write_bytes, write_text
 
 SUFFIXES = (".onnx", ".pt2")
@@ -38,8 +48,9 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 OPSET = 18
 TOLERANCE = 1e-5  # of float32: for probabilities, and for logits as a share of the largest (of 1, if that is less)
 ROWS = 16384  # answered at once: bounds memory, not results
+BYTES = 2**31 - 2**20  # of an .onnx: what protobuf allows, less what is not weights
 
-_INPUT, _OUTPUTS = "features", ("logits", "probabilities")
+_INPUTS, _OUTPUTS = ("features", "edge_index"), ("logits", "probabilities")
 _PREFIX, _ENTRY, _CHECKSUM = "g2m.", "g2m.json", "checksum"
 _UNSIGNED = "0" * 64  # in the place of the checksum while it is taken
 _PT2_PARTS = re.compile(  # what a file of ours consists of; nothing in it is a pickle
@@ -47,7 +58,7 @@ _PT2_PARTS = re.compile(  # what a file of ours consists of; nothing in it is a 
     r"|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]  # features [n, F] to logits and probabilities [n, C]
+Run = Callable[..., tuple[Tensor, Tensor]]  # features [n, F] (and arcs [2, e]) to logits and probabilities [n, C]
 Writer = Callable[[Mapping[str, Any]], bytes]  # metadata to the whole file
 
 
@@ -55,24 +66,49 @@ Writer = Callable[[Mapping[str, Any]], bytes]  # metadata to the whole file
 
 
 class _Served(nn.Module):
-    """Features ``[N, F]`` to logits and probabilities ``[N, C]``, with all that a student does before its MLP."""
+    """Features ``[N, F]`` to logits and probabilities ``[N, C]``, with all that a student does before its MLP.
 
-    def __init__(self, model: MLP, position_channels: int, *, bfloat16: bool) -> None:
+    Of one that reads of neighbours, their rows are inside; beside features it takes arcs ``[2, E]``.
+    """
+
+    def __init__(self, student: Student, *, neighbours: bool, precision: str) -> None:
         super().__init__()
-        self.model, self.position_channels = copy.deepcopy(model).eval().requires_grad_(False), position_channels
+        self.model = copy.deepcopy(student.model_).eval().requires_grad_(False)
+        self.position_channels = student.meta_.get("position_channels", 0)
         for weight in self.model.parameters():
             weight.data = weight.data.contiguous()
-            if bfloat16 and weight.dim() == 2:
+            if precision == "bfloat16" and weight.dim() == 2:
                 weight.data = weight.data.bfloat16()
+        if neighbours:
+            known, position = student.position_
+            rows = torch.zeros(int(known[-1]) + 2, position.size(1) + 1)
+            rows[known] = F.pad(position, (0, 1), value=1.0)  # what is counted; of an id without a row, nothing
+            self.register_buffer("rows", rows if precision == "float32" else rows.bfloat16())
         self.eval()
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, edge_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = features.float()
-        if self.position_channels:  # of a node that nothing is linked to
+        if edge_index is not None:
+            (known, row), last = edge_index, self.rows.shape[0] - 1
+            rows = self.rows[torch.where((known >= 0) & (known < last), known, last)].float()
+            total = x.new_zeros(x.shape[0], rows.shape[1]).index_add(0, row, rows)
+            x = torch.cat([x, total[:, :-1] / total[:, -1:].clamp(min=1)], 1)
+        elif self.position_channels:  # of a node that nothing is linked to
             x = torch.cat([x, x.new_zeros(x.shape[0], self.position_channels)], 1)
         weights = {name: weight.float() for name, weight in self.model.named_parameters()}
         logits = functional_call(self.model, weights, (x,)).logits
         return logits, logits.softmax(-1)
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs to trace it by: two of all, one would be taken for a constant."""
+        features = torch.zeros(2, self.model.layers[0].in_features - self.position_channels)
+        return (features, torch.zeros(2, 2, dtype=torch.long)) if hasattr(self, "rows") else (features,)
+
+    @property
+    def dynamic_shapes(self) -> dict[str, Any]:
+        shapes = {0: torch.export.Dim("N")}, {1: torch.export.Dim("E")}
+        return dict(zip(_INPUTS, shapes[: len(self.example)], strict=False))
 
 
 def export(
@@ -80,6 +116,7 @@ def export(
     path: str | Path,
     *,
     precision: str = "float32",
+    neighbours: bool = True,
     calibration: Tensor | np.ndarray | None = None,
     graph: Graph | None = None,
     class_names: Sequence[str] | None = None,
@@ -89,15 +126,19 @@ def export(
     """Write a student as ``.onnx`` or ``.pt2``, and a model card beside it (:func:`card_path`).
 
     The file takes ``features`` ``[N, F]``, float32, any N, and gives ``logits`` and ``probabilities`` ``[N, C]``. All
-    the student does to features is inside. One that reads of neighbours (``"nosmog"``, ``"onehop"``) answers as for
-    nodes that nothing is linked to. Before anything is written, the file's answers are compared with the student's.
+    the student does to features is inside. Of one that reads of neighbours (``"nosmog"``, ``"onehop"``) the rows that
+    it keeps of them are as well, and beside features the file takes ``edge_index`` ``[2, E]``, int64, any E, as
+    :meth:`Student.predict_logits` does. Before anything is written, its answers are compared with the student's.
 
     Args:
         student: fitted.
         path: ends in ``.onnx`` (opset 18; made with onnx and onnxscript, run by onnxruntime) or ``.pt2`` (torch alone).
         precision: ``"float32"`` (default): the same answers, to 1e-5. ``"bfloat16"``: weight matrices are stored so, in
             half the bytes, and computed with in float32. ``"int8"``: of ``.onnx``, weights and products in whole
-            numbers of 8 bits (onnxruntime's dynamic quantisation), a quarter of the bytes.
+            numbers of 8 bits (onnxruntime's dynamic quantisation), a quarter of the bytes. With either, rows of
+            neighbours are stored in half the bytes.
+        neighbours: of a student that reads of neighbours, whether their rows go with it; default True. Without, the
+            file takes features alone and answers as for nodes that nothing is linked to.
         calibration: real features ``[M, F]`` to compare on, beside random ones; default: those of ``graph``, if given.
         graph: the graph trained on; its scores by the student and by the file are kept in the file. Default ``None``.
         class_names, feature_names: C and F names to keep in the file; default ``None``.
@@ -127,11 +168,14 @@ def export(
         )
     width, classes = student.meta_["in_channels"], student.meta_["num_classes"]
     name = student.method if isinstance(student.method, str) else student.method.name
+    positions = student.position_ is not None
+    neighbours = neighbours and positions
+    inputs = [f"features: float32 [N, {width}]", "edge_index: int64 [2, E]"]
     meta = {
-        "what": _what(student, name),
+        "what": _what(student, name, neighbours),
         "format": suffix[1:],
         "precision": precision,
-        "input": f"{_INPUT}: float32 [N, {width}]",
+        "inputs": inputs[: 1 + neighbours],
         "outputs": [f"{name}: float32 [N, {classes}]" for name in _OUTPUTS],
         **{name: student.meta_.get(name) for name in ("graph", "setting", "fingerprint", "metric")},
         "method": name,
@@ -140,7 +184,8 @@ def export(
         "num_classes": classes,
         "class_names": _names("class_names", class_names, classes),
         "feature_names": _names("feature_names", feature_names, width),
-        "positions": student.position_ is not None,
+        "positions": positions,
+        "neighbours": len(student.position_[0]) if neighbours else 0,
         "parameters": student.num_parameters(),
         "scores": {"val": student.meta_["val"]} | _numbers(scores),
         "trained_with": student.meta_["versions"],
@@ -148,19 +193,19 @@ def export(
     }
     if suffix == ".onnx":
         meta["opset"], meta["versions"] = OPSET, meta["versions"] | _packages()
-    served = _Served(student.model_, student.meta_.get("position_channels", 0), bfloat16=precision == "bfloat16")
+    served = _Served(student, neighbours=neighbours, precision=precision)
     make, load = (_make_onnx, _open_onnx) if suffix == ".onnx" else (_make_pt2, _open_pt2)
-    written = make(served, width, precision)
+    written = make(served, precision)
     exported = Exported(*load(written(meta), None))
     if calibration is None and graph is not None:
         calibration = graph.x[:ROWS]
     meta["compared"] = _compared(student, exported, calibration)
     if graph is not None:
-        trained, given = student.evaluate(graph), exported.predict_logits(graph.x)
-        parts = [part for part in trained if part != "cold"]  # the file knows of no edge: all are
-        meta["scores"] |= {part: trained[part] for part in parts}
+        given = exported.predict_logits(graph.x, student._arcs_of(graph) if neighbours else None)
+        answers = _answers(graph, given, lambda: exported.predict_logits(graph.x))
+        meta["scores"] |= student.evaluate(graph)
         meta["exported_scores"] = {
-            part: metrics.score(graph.metric, given[ids], graph.y[ids]) for part in parts for ids in [graph.part(part)]
+            part: metrics.score(graph.metric, logits, y) for part, (logits, y) in answers.items()
         }
     data = written(meta)
     write_text(card, model_card(meta, path.name, len(data)))
@@ -192,19 +237,20 @@ def _numbers(scores: Mapping[str, float] | None) -> dict[str, float]:
         raise G2MError(f"scores: expected numbers by name, such as {{'test': 0.81}} (got {scores!r}).") from None
 
 
-def _what(student: Student, method: str) -> str:
+def _what(student: Student, method: str, neighbours: bool) -> str:
     """One sentence for whoever finds the file."""
     meta = student.meta_
     teacher = (meta.get("teacher") or {}).get("model")
     norm = "" if student.norm == "none" else f", {student.norm} norm"
     return (
         f"A multi-layer perceptron ({student.num_layers} × {student.hidden_channels}{norm}) that classifies nodes of "
-        f"{meta['graph']!r} from their features alone, trained by g2m's method {method!r}"
+        f"{meta['graph']!r} from their features {'and what is kept of their neighbours' if neighbours else 'alone'}, "
+        f"trained by g2m's method {method!r}"
         + (f" on what a {str(teacher).upper()} teacher knows." if teacher else ".")
         + (
             " It also learned from positions in the graph, and this file gives it none: it answers as for nodes that "
             "nothing is linked to."
-            if student.position_ is not None
+            if student.position_ is not None and not neighbours
             else ""
         )
     )
@@ -220,11 +266,12 @@ def _compared(student: Student, exported: Exported, calibration: Any) -> dict[st
             raise G2MError("calibration: expected at least one row of features (got none).")
     found: dict[str, Any] = {}
     for kind, x in probes.items():
-        largest = 0.0
+        largest, arcs = 0.0, _random_arcs(student, len(x)) if exported.meta["neighbours"] else None
         for size in sorted({1, 2, 7, len(x)} & {*range(1, len(x) + 1)}):
-            logits = student.predict_logits(x[:size])
-            difference = _difference(logits, exported.predict_logits(x[:size]), max(1.0, logits.abs().max().item()))
-            difference = max(difference, _difference(logits.softmax(-1), exported.predict_proba(x[:size]), 1.0))
+            asked = x[:size], None if arcs is None else arcs[:, arcs[1] < size]
+            logits = student.predict_logits(*asked)
+            difference = _difference(logits, exported.predict_logits(*asked), max(1.0, logits.abs().max().item()))
+            difference = max(difference, _difference(logits.softmax(-1), exported.predict_proba(*asked), 1.0))
             largest = max(largest, difference)
             if precision == "float32" and difference > TOLERANCE:
                 raise G2MError(
@@ -233,9 +280,16 @@ def _compared(student: Student, exported: Exported, calibration: Any) -> dict[st
                     f"{'onnxruntime' if exported.meta['format'] == 'onnx' else 'torch.export'} do not fit each other "
                     "(constraints.txt has some that do)."
                 )
-        same = (logits.argmax(1) == exported.predict(x)).float().mean().item()
+        same = (logits.argmax(1) == exported.predict(x, arcs)).float().mean().item()
         found[kind] = {"rows": len(x), "difference": largest, "same_class": same}
     return found
+
+
+def _random_arcs(student: Student, num_rows: int) -> Tensor:
+    """Return three arcs a row on average, some of them from ids that are not known."""
+    generator, last = torch.Generator().manual_seed(0), int(student.position_[0][-1])
+    known = torch.randint(-1, last + 3, (3 * num_rows,), generator=generator)
+    return torch.stack([known, torch.randint(num_rows, (3 * num_rows,), generator=generator)])
 
 
 def _difference(a: Tensor, b: Tensor, scale: float) -> float:
@@ -269,17 +323,23 @@ def _packages() -> dict[str, str]:
         ) from None
 
 
-def _make_onnx(served: _Served, width: int, precision: str) -> Writer:
+def _make_onnx(served: _Served, precision: str) -> Writer:
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
+    size = sum(tensor.nbytes for tensor in served.state_dict().values())
+    if size > BYTES:
+        raise G2MError(
+            f"path: an .onnx file holds {BYTES / 1e9:.1f} GB at most (got {size / 1e9:.1f} GB of weights and rows of "
+            "neighbours). Name a .pt2, or leave the rows out (neighbours=False)."
+        )
     with _quiet():
         model = torch.onnx.export(
             served,
-            (torch.zeros(2, width),),  # two rows: one would be taken for a constant
-            input_names=[_INPUT],
+            served.example,
+            input_names=list(_INPUTS[: len(served.example)]),
             output_names=list(_OUTPUTS),
-            dynamic_shapes={_INPUT: {0: torch.export.Dim("N")}},
+            dynamic_shapes=served.dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -290,7 +350,7 @@ def _make_onnx(served: _Served, width: int, precision: str) -> Writer:
         if precision == "int8":
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, "int8.onnx")
-                quantize_dynamic(model, file, per_channel=True)
+                quantize_dynamic(model, file, per_channel=True, op_types_to_quantize=["MatMul"])
                 model = onnx.load(file)
     model.producer_name, model.producer_version = "g2m", version("g2m")
 
@@ -325,8 +385,9 @@ def _open_onnx(data: bytes, threads: int | None) -> tuple[Run, dict[str, Any]]:
     if _signed(data.replace(checksum.encode(), _UNSIGNED.encode(), 1)) != data:
         raise ValueError("its checksum differs")
 
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = session.run(_OUTPUTS, {_INPUT: x.numpy()})
+    def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        given = zip(_INPUTS, (one.numpy() for one in inputs), strict=False)
+        logits, probabilities = session.run(_OUTPUTS, dict(given))
         return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
     return run, meta
@@ -335,10 +396,9 @@ def _open_onnx(data: bytes, threads: int | None) -> tuple[Run, dict[str, Any]]:
 # -- .pt2 ------------------------------------------------------------------------------------------------------
 
 
-def _make_pt2(served: _Served, width: int, precision: str) -> Writer:
+def _make_pt2(served: _Served, precision: str) -> Writer:
     with _quiet():
-        shapes = {_INPUT: {0: torch.export.Dim("N")}}
-        program = torch.export.export(served, (torch.zeros(2, width),), dynamic_shapes=shapes)
+        program = torch.export.export(served, served.example, dynamic_shapes=served.dynamic_shapes)
     program.example_inputs = None  # would be a pickle
 
     def written(meta: Mapping[str, Any]) -> bytes:
@@ -372,7 +432,11 @@ def _open_pt2(data: bytes, threads: int | None) -> tuple[Run, dict[str, Any]]:
 
 
 class Exported:
-    """An exported student: features in, classes out, as :class:`~g2m.Student` has it; ``meta`` says what it is."""
+    """An exported student: features in, classes out, as :class:`~g2m.Student` has it; ``meta`` says what it is.
+
+    One that has rows of neighbours also takes ``edge_index`` ``[2, E]``, arcs from ids of the graph trained on to rows
+    of features.
+    """
 
     def __init__(self, run: Run, meta: Mapping[str, Any]) -> None:
         self.run, self.meta = run, dict(meta)
@@ -414,21 +478,30 @@ class Exported:
     def __repr__(self) -> str:
         return f"<Exported {self.meta['format']}, {self.meta['precision']}: {self.meta['what']}>"
 
-    def _answers(self, x: Any, output: int) -> Tensor:
+    def _answers(self, x: Any, edge_index: Any, output: int) -> Tensor:
         x = checked_features(x, self.meta["in_channels"]).cpu().contiguous()
-        return torch.cat([self.run(rows)[output] for rows in x.split(ROWS)])
+        if not self.meta.get("neighbours"):  # older files do not say
+            if edge_index is not None:
+                raise reads_no_edge("this file")
+            return torch.cat([self.run(rows)[output] for rows in x.split(ROWS)])
+        arcs, size = checked_arcs(edge_index, len(x)).cpu(), ROWS // 8  # their neighbours' rows are held as well
+        arcs = arcs[:, arcs[1].argsort()]
+        starts = range(0, max(1, len(x)), size)
+        return torch.cat([self.run(x[at : at + size], arcs_to(arcs, at, at + size))[output] for at in starts])
 
-    def predict_logits(self, x: Tensor | np.ndarray) -> Tensor:
+    def predict_logits(self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None) -> Tensor:
         """Return logits ``[N, C]`` for features ``[N, F]``."""
-        return self._answers(x, 0)
+        return self._answers(x, edge_index, 0)
 
-    def predict_proba(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    def predict_proba(
+        self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None
+    ) -> Tensor | np.ndarray:
         """Return class probabilities ``[N, C]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return like(x, self._answers(x, 1))
+        return like(x, self._answers(x, edge_index, 1))
 
-    def predict(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    def predict(self, x: Tensor | np.ndarray, edge_index: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
         """Return classes ``[N]`` for features ``[N, F]``; an array for an array, else a tensor."""
-        return like(x, self._answers(x, 0).argmax(-1))
+        return like(x, self._answers(x, edge_index, 0).argmax(-1))
 
 
 # -- model card ------------------------------------------------------------------------------------------------
@@ -439,17 +512,26 @@ _CALLS = {
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}")
-features = np.zeros((1, {width}), dtype=np.float32)  # a row for every node
-logits, probabilities = session.run(["logits", "probabilities"], {{"features": features}})""",
+inputs = {{"features": np.zeros((1, {width}), dtype=np.float32)}}  # a row for every node
+{onnx_arcs}logits, probabilities = session.run(["logits", "probabilities"], inputs)""",
     "pt2": """import torch
 
 model = torch.export.load("{name}").module()
-logits, probabilities = model(torch.zeros(1, {width}))  # a row for every node""",
+inputs = [torch.zeros(1, {width})]  # a row for every node
+{pt2_arcs}logits, probabilities = model(*inputs)""",
 }
+_ARCS = {
+    "onnx_arcs": 'inputs["edge_index"] = np.array([[4, 7], [0, 0]])  # row 0 is linked to nodes 4 and 7\n',
+    "pt2_arcs": "inputs.append(torch.tensor([[4, 7], [0, 0]]))  # row 0 is linked to nodes 4 and 7\n",
+}
+_OF_ARCS = (
+    "An arc leads from a node of the graph trained on, by its id, to a row of features; nodes that training did not "
+    "see do not count.\n"
+)
 _PRECISION_NOTES = {
     "float32": "as trained",
-    "bfloat16": "weight matrices stored in 16 bits, computed with in float32",
-    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation",
+    "bfloat16": "weight matrices and rows of neighbours stored in 16 bits, computed with in float32",
+    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation; rows of neighbours in 16",
 }
 
 
@@ -482,10 +564,12 @@ def model_card(meta: Mapping[str, Any], name: str, size: int) -> str:
     from g2m.report import markdown_table  # it takes the drawing and benchmarking parts along
 
     facts = {
-        "input": f"`{meta['input']}`, any N",
+        "inputs": ", ".join(f"`{each}`" for each in meta["inputs"])
+        + (", any N and E" if meta["neighbours"] else ", any N"),
         "outputs": ", ".join(f"`{output}`" for output in meta["outputs"]),
         "precision": f"{meta['precision']}: {_PRECISION_NOTES[meta['precision']]}",
         "size": f"{size:,} bytes, {meta['parameters']:,} parameters",
+        **({"neighbours": f"rows of {meta['neighbours']:,} nodes are inside"} if meta["neighbours"] else {}),
         "trained on": f"{meta['graph']}, {meta['setting']}; fingerprint `{meta['fingerprint']}`",
         "versions": ", ".join(f"{part} {number}" for part, number in meta["versions"].items())
         + (f"; opset {meta['opset']}" if "opset" in meta else ""),
@@ -499,6 +583,7 @@ def model_card(meta: Mapping[str, Any], name: str, size: int) -> str:
         [kind, f"{found['rows']:,}", f"{found['difference']:.1e}", f"{100 * found['same_class']:.2f} %"]
         for kind, found in meta["compared"].items()
     ]
+    arcs, edges = (_ARCS, " --edges edges.csv") if meta["neighbours"] else (dict.fromkeys(_ARCS, ""), "")
     pieces = [
         f"{_CARD_MARK.format(name)}# {name}\n",
         f"{meta['what']}\n",
@@ -507,8 +592,9 @@ def model_card(meta: Mapping[str, Any], name: str, size: int) -> str:
         + (": the student as trained, and this file.\n" if of_file else ", of the student as trained.\n"),
         markdown_table(["part", "student", *(["this file"] if of_file else [])], scores),
         "## Call it\n",
-        f"```python\n{_CALLS[meta['format']].format(name=name, width=meta['in_channels'])}\n```\n",
-        f"or `g2m predict {name} features.csv --out predictions.csv`.\n",
+        f"```python\n{_CALLS[meta['format']].format(name=name, width=meta['in_channels'], **arcs)}\n```\n",
+        f"or `g2m predict {name} features.csv{edges} --out predictions.csv`.\n",
+        *([_OF_ARCS] if meta["neighbours"] else []),
         "Features are finite numbers, in the columns and on the scale the student was trained on; nothing checks that "
         "for you when the file is called without g2m.\n",
         "## Compared with the student\n",

@@ -21,8 +21,8 @@ from g2m.errors import G2MError, check_whole
 from g2m.estimators import Student, Teacher
 from g2m.export import Exported
 from g2m.graph import Graph
-from g2m.models import mean_adjacency
-from g2m.positions import of_neighbours
+from g2m.models import sum_adjacency
+from g2m.positions import of_arcs
 from g2m.sparse import receptive_field, sampled_field
 
 SIZES = (1, 1000)
@@ -63,13 +63,10 @@ def student_latency(
         seconds: spent at most on each size, see :func:`measure`; default 1.
     """
     observed = graph.observed()
-    adjacency = None if student.position_ is None else mean_adjacency(observed)
+    arcs_into = _arcs_into(student, observed)
 
     def ask(nodes: Tensor, x: Tensor) -> Tensor:
-        if adjacency is None:
-            return student.predict_logits(x)
-        rows = adjacency.rows(nodes)
-        return student.predict_logits(x, torch.stack([observed.node_id[rows.col.long()], rows.row_of_entry()]))
+        return student.predict_logits(x, arcs_into(nodes))
 
     nodes = {size: _nodes(observed, size) for size in sizes}
     calls = {size: partial(ask, some, observed.x[some]) for size, some in nodes.items()}
@@ -148,7 +145,7 @@ def compare(
 
     Args:
         teacher: fitted.
-        student: fitted. One with positions looks up those of the nodes' neighbours first; its file has none.
+        student: fitted. One with positions looks up the nodes' neighbours, and theirs, first.
         graph: has the nodes, their neighbours and all else.
         sizes: numbers of nodes, from 1; default 1, 10 and 1000.
         fan_out: neighbours sampled a node, by layer of the teacher, the first first, from 1 each; default: none.
@@ -173,7 +170,7 @@ def compare(
         raise G2MError("sizes: expected at least one number of nodes (got none).")
     sizes = [check_whole("sizes", size) for size in sizes]
     fan_out = [check_whole("fan_out", most) for most in fan_out]
-    exported = _exported(student)
+    exported, arcs_into = _exported(student), _arcs_into(student, graph)
     rows = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         ways = _ways(teacher, graph, device=device, fan_out=fan_out)
@@ -183,10 +180,10 @@ def compare(
         models = {
             "teacher, all neighbours": [*ways.values()],
             **sample,
-            "student": [_features_way(student, graph, device)],
+            "student": [_student_way(_on(device, student), graph, arcs_into)],
         }
         if exported is not None and device == "cpu":
-            models["student, onnxruntime"] = [lambda nodes: (exported.predict_logits(graph.x[nodes]), len(nodes))]
+            models["student, onnxruntime"] = [_student_way(exported.predict_logits, graph, arcs_into)]
         for size in sizes:
             draws = [_nodes(graph, size, seed).unique() for seed in range(DRAWS)]
             times = {
@@ -215,25 +212,47 @@ def _time(way: Way, draws: Sequence[Tensor], seconds: float) -> dict[str, float]
     return measure(lambda: _answer(way, next(turn)), repeats=REPEATS, seconds=seconds) | {"read": read}
 
 
-def _features_way(student: Student, graph: Graph, device: str) -> Way:
-    """Return how a student answers for nodes; its weights are on the device beforehand."""
-    adjacency = position = None
-    if student.position_ is not None:
-        position, adjacency = of_neighbours(*reversed(student.position_), graph), mean_adjacency(graph)
-    model, on_cpu = copy.deepcopy(student.model_).to(device).eval(), copy.copy(student)
-    on_cpu.device = "cpu"
+def _arcs_into(student: Student, graph: Graph) -> Callable[[Tensor], Tensor | None]:
+    """Return what tells the arcs to some nodes, beside whose features the student reads of neighbours; if it does."""
+    if student.position_ is None:
+        return lambda nodes: None
+    adjacency = sum_adjacency(graph)
 
-    @torch.no_grad()
+    def arcs_into(nodes: Tensor) -> Tensor:
+        rows = adjacency.rows(nodes)
+        return torch.stack([graph.node_id[rows.col.long()], rows.row_of_entry()])
+
+    return arcs_into
+
+
+def _student_way(
+    answer: Callable[[Tensor, Tensor | None], Tensor], graph: Graph, arcs_into: Callable[[Tensor], Tensor | None]
+) -> Way:
+    """Return how a student answers for nodes, with the checks of what it is given."""
+
     def ask(nodes: Tensor) -> tuple[Tensor, int]:
-        x, read = graph.x[nodes], len(nodes)
-        if adjacency is not None:
-            rows = adjacency.rows(nodes)
-            x, read = torch.cat([x, rows @ position], 1), rows.nnz
-        elif device == "cpu":
-            return on_cpu.predict_logits(x), read  # with the checks an exported one makes as well
-        return model(x.to(device)).logits.cpu(), read
+        arcs = arcs_into(nodes)
+        return answer(graph.x[nodes], arcs), len(nodes) + (0 if arcs is None else arcs.size(1))
 
     return ask
+
+
+def _on(device: str, student: Student) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return a student's answers on a device that its weights are on beforehand."""
+    if device == "cpu":
+        student = copy.copy(student)
+        student.device = "cpu"
+        return student.predict_logits
+    model = copy.deepcopy(student.model_).to(device).eval()
+
+    @torch.no_grad()
+    def answer(x: Tensor, arcs: Tensor | None) -> Tensor:
+        if arcs is not None:
+            known, position = student.position_
+            x = torch.cat([x, of_arcs(position, known, arcs, len(x))], 1)
+        return model(x.to(device)).logits.cpu()
+
+    return answer
 
 
 def _exported(student: Student) -> Exported | None:

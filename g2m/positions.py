@@ -296,12 +296,23 @@ def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = 
             f"known: expected ascending ids (got {known[first : first + 2].tolist()} in places {first} and "
             f"{first + 1}). Sort them, and the rows of position with them."
         )
-    is_known = torch.isin(graph.node_id, known)
-    keeps = is_known & own
+    return of_arcs(position, known, neighbour_arcs(graph, known, own=own), graph.num_nodes)
+
+
+def neighbour_arcs(graph: Graph, known: Tensor, *, own: bool = True) -> Tensor:
+    """Return the arcs ``[2, E]``, from ids to places in the graph, whose sources a node reads the mean of.
+
+    They are those that arrive at it. A known node that keeps its row is its own only neighbour.
+
+    Args:
+        graph: of N nodes.
+        known: ids of the nodes that have a row ``[M]``.
+        own: whether a known node keeps its row; default True.
+    """
+    keeps = torch.isin(graph.node_id, known) & own
     source, target = graph.edge_index[:, ~keeps[graph.edge_index[1]]]
-    means = of_arcs(position, known, torch.stack([graph.node_id[source], target]), graph.num_nodes)
     kept = keeps.nonzero().squeeze(1)
-    return means.index_copy(0, kept, position[torch.searchsorted(known, graph.node_id[kept])])
+    return torch.stack([graph.node_id[torch.cat([source, kept])], torch.cat([target, kept])])
 
 
 def of_arcs(position: Tensor, known: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -320,6 +331,13 @@ def of_arcs(position: Tensor, known: Tensor, edge_index: Tensor, num_nodes: int)
     weight = torch.bincount(target, minlength=num_nodes).double().reciprocal()[target].to(position.dtype)
     means = CSR.from_coo(target, row, weight, (num_nodes, len(known)))
     return means.to(position.device) @ position
+
+
+def arcs_to(edge_index: Tensor, start: int, stop: int) -> Tensor:
+    """Return the arcs ``[2, e]`` to rows ``start`` to ``stop``, numbered from 0; ``edge_index`` is sorted by row."""
+    first, last = torch.searchsorted(edge_index[1].contiguous(), edge_index.new_tensor([start, stop])).tolist()
+    source, row = edge_index[:, first:last]
+    return torch.stack([source, row - start])
 
 
 # -- checks ----------------------------------------------------------------------------------------------------

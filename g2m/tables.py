@@ -1,4 +1,4 @@
-"""Feature tables in, predictions out: .npy, .csv and .parquet, of any length, a chunk of rows at a time."""
+"""Feature tables in, predictions out: .npy, .csv and .parquet, of any length, a chunk of rows at a time; and edges."""
 
 from __future__ import annotations
 
@@ -29,6 +29,28 @@ def _suffix(argument: str, path: Path) -> str:
     return path.suffix
 
 
+def _existing(argument: str, path: str | Path) -> Path:
+    path = Path(path)
+    _suffix(argument, path)
+    if not path.is_file():
+        raise G2MError(f"{argument}: no file {str(path)!r}.")
+    return path
+
+
+@contextmanager
+def _reading(argument: str, path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header are not cut
+            yield
+    except G2MError:
+        raise
+    except ImportError:
+        raise G2MError(f"{argument}: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise G2MError(f"{argument}: {str(path)!r} cannot be read ({error}).") from None
+
+
 # -- features in -----------------------------------------------------------------------------------------------
 
 
@@ -40,17 +62,17 @@ class Features:
 
     def __init__(self, path: Path, in_channels: int, rows: int) -> None:
         self.path, self.in_channels = path, in_channels
-        with self._reading():
+        with _reading("features", path):
             self.num_rows, self._chunks = _OPEN[path.suffix](path, rows)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         chunks = self._chunks()
         while True:
-            with self._reading():
+            with _reading("features", self.path):
                 chunk = next(chunks, None)
                 if chunk is None:
                     return
-                chunk = self._checked(_numbers(chunk) if isinstance(chunk, pd.DataFrame) else chunk)
+                chunk = self._checked(_array("features", chunk))
             yield chunk
 
     def _checked(self, array: np.ndarray) -> np.ndarray:
@@ -61,19 +83,6 @@ class Features:
                 f"(got {array.dtype} {shape})."
             )
         return array.astype(np.float32)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header are not cut
-                yield
-        except G2MError:
-            raise
-        except ImportError:
-            raise G2MError("features: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
-        except (ValueError, OSError, pd.errors.ParserWarning) as error:
-            raise G2MError(f"features: {str(self.path)!r} cannot be read ({error}).") from None
 
 
 def read_features(path: str | Path, in_channels: int, *, rows: int | None = None) -> Features:
@@ -90,10 +99,7 @@ def read_features(path: str | Path, in_channels: int, *, rows: int | None = None
         G2MError: if the file is missing or unreadable, a column is not numeric, or the width is not F; what is wrong
             further down, when that is reached.
     """
-    path = Path(path)
-    _suffix("features", path)
-    if not path.is_file():
-        raise G2MError(f"features: no file {str(path)!r}.")
+    path = _existing("features", path)
     return Features(path, in_channels, rows or max(1, VALUES // in_channels))
 
 
@@ -105,11 +111,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(frame: pd.DataFrame) -> np.ndarray:
-    for column, dtype in frame.dtypes.items():
+def _array(argument: str, chunk: np.ndarray | pd.DataFrame) -> np.ndarray:
+    if isinstance(chunk, np.ndarray):
+        return chunk
+    for column, dtype in chunk.dtypes.items():
         if dtype.kind not in "fiub":
-            raise G2MError(f"features: expected numbers in every column (got {dtype} in column {column!r}).")
-    return frame.to_numpy()
+            raise G2MError(f"{argument}: expected numbers in every column (got {dtype} in column {column!r}).")
+    return chunk.to_numpy()
 
 
 Opened = tuple[int | None, Callable[[], Iterator[Any]]]
@@ -150,6 +158,41 @@ def _open_parquet(path: Path, rows: int) -> Opened:
 
 
 _OPEN = {".npy": _open_npy, ".csv": _open_csv, ".parquet": _open_parquet}
+
+
+def read_edges(path: str | Path, num_rows: int | None = None) -> np.ndarray:
+    """Read arcs ``[2, E]`` from ids of known nodes to rows of a table, and return them sorted by row.
+
+    Args:
+        path: ``.npy`` of shape ``[2, E]``, or ``.csv`` or ``.parquet`` of two columns, id and row, with a header line
+            or none.
+        num_rows: of the table; default ``None``: not known yet, for :func:`check_rows` to tell later.
+
+    Raises:
+        G2MError: if the file is missing or unreadable, or holds anything else.
+    """
+    path = _existing("--edges", path)
+    with _reading("--edges", path):
+        chunks = [_array("--edges", chunk) for chunk in _OPEN[path.suffix](path, VALUES)[1]() if len(chunk)]
+    arcs = np.concatenate(chunks) if chunks else np.empty((0, 2), dtype=np.int64)
+    if path.suffix != ".npy" or not chunks:
+        arcs = arcs.T
+    if arcs.dtype.kind not in "iu" or arcs.ndim != 2 or len(arcs) != 2:
+        raise G2MError(
+            "--edges: expected whole numbers in two columns, ids of known nodes and rows of the table from 0 "
+            f"(got {arcs.dtype}, {list(arcs.shape)})."
+        )
+    arcs = arcs[:, arcs[1].argsort(kind="stable")].astype(np.int64)
+    check_rows(arcs, num_rows)
+    return arcs
+
+
+def check_rows(arcs: np.ndarray, num_rows: int | None) -> None:
+    """Raise :class:`G2MError` unless all arcs, sorted, lead to one of ``num_rows`` rows; ``None``: of any number."""
+    for row in arcs[1, [0, -1]] if arcs.size else ():
+        if row < 0 or (num_rows is not None and row >= num_rows):
+            last = "on" if num_rows is None else f"to {num_rows - 1}"
+            raise G2MError(f"--edges: expected rows of the table in the second column, from 0 {last} (got {row}).")
 
 
 # -- predictions out -------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from cases import outputs_of
 from typer.testing import CliRunner
 
 import g2m
@@ -433,7 +434,7 @@ def test_predict_takes_a_table_in_chunks(call, place, student, monkeypatch, sour
         frame.to_csv(source, index=False) if source == "x.csv" else frame.to_parquet(source)
     monkeypatch.setattr(tables, "VALUES", 3 * x.shape[1])
     asked, answer = [], Student.predict_proba
-    monkeypatch.setattr(Student, "predict_proba", lambda self, x: asked.append(len(x)) or answer(self, x))
+    monkeypatch.setattr(Student, "predict_proba", lambda self, x, _: asked.append(len(x)) or answer(self, x))
     words = ["--json"] if target == "json" else [] if target == "-" else ["--out", target]
     code, out, _ = call("predict", "student.safetensors", source, *words)
     assert (code, asked) == (0, [3, 3, 3])
@@ -471,6 +472,51 @@ def test_predict_shows_how_far_it_is(call, place, student, monkeypatch):
     assert call("predict", "student.safetensors", "x.npy", "--out", "p.csv")[0] == 0
     assert [(task.completed, task.total) for task in bars[0].tasks] == [(9, 9)]
     assert bars[0].console is cli.err
+
+
+@pytest.mark.parametrize("name", ["onehop.safetensors", "onehop.onnx", "onehop.pt2"])
+@pytest.mark.parametrize("source", ["x.npy", "x.csv"])
+def test_predict_with_neighbours(call, place, monkeypatch, name, source):
+    """Of three rows at a time each takes its own arcs."""
+    if name == "onehop.onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    graph = load("sbm", num_nodes=300)
+    student = Student("onehop", lam=1.0, hidden_channels=8, max_epochs=2).fit(graph, outputs_of(graph))
+    student.save(place / "onehop.safetensors")
+    if name != "onehop.safetensors":
+        assert call("export", "onehop.safetensors", "--out", name)[0] == 0
+    x, arcs = graph.x[:8], graph.edge_index[:, graph.edge_index[1] < 8]
+    np.save("x.npy", x)
+    pd.DataFrame(x.numpy()).to_csv("x.csv", index=False, header=False)
+    pd.DataFrame(arcs.T.numpy(), columns=["id", "row"]).sample(frac=1, random_state=0).to_csv("e.csv", index=False)
+    monkeypatch.setattr(tables, "VALUES", 3 * x.shape[1])
+    assert call("predict", name, source, "--edges", "e.csv", "--out", "p.npy")[0] == 0
+    found = torch.from_numpy(np.load("p.npy")[:, 1:]).float()
+    torch.testing.assert_close(found, student.predict_proba(x, arcs), atol=1e-5, rtol=0)
+    assert not torch.allclose(found, student.predict_proba(x), atol=1e-3)
+    np.save("e.npy", np.array([[4], [8]]))
+    code, out, error = call("predict", name, source, "--edges", "e.npy", "--out", "q.npy")
+    assert (code, out) == (2, "")
+    assert "from 0 to 7 (got 8)" in error
+    assert not Path("q.npy").exists()
+
+
+def test_predict_with_edges_by_a_student_of_features(call, place, student):
+    np.save("e.npy", np.zeros((2, 1), dtype=np.int64))
+    student[0].export(place / "student.pt2")
+    for name, said in {"student.safetensors": "a student of method 'mlp'", "student.pt2": "this file"}.items():
+        code, out, error = call("predict", name, "x.npy", "--edges", "e.npy")
+        assert (code, out, error) == (2, "", f"error: edge_index: {said} reads features alone. Leave it out.\n")
+
+
+def test_export_without_neighbours(call, place):
+    graph = load("sbm", num_nodes=300)
+    Student("nosmog", hidden_channels=8, max_epochs=1).fit(graph, outputs_of(graph)).save("n.safetensors")
+    for words, count in {(): 300, ("--no-neighbours",): 0}.items():
+        code, out, _ = call("export", "n.safetensors", "--out", "n.pt2", *words, "--json")
+        assert code == 0
+        assert (json.loads(out)["positions"], json.loads(out)["neighbours"]) == (True, count)
 
 
 def test_predict_with_a_teachers_file(call, place, student):

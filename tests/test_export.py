@@ -41,7 +41,6 @@ KINDS = {
     "deep, batch norm, wide": lambda: fitted(num_layers=3, norm="batch", hidden_channels=96, dropout=0.5),
     "layer norm": lambda: fitted(norm="layer"),
     "one layer": lambda: fitted(num_layers=1),
-    "positions": lambda: fitted("nosmog", norm="batch"),
     "trained on sparse features": lambda: fitted(graph=thin(sparse=True), hidden_channels=64),
     "stacked": stacked,
 }
@@ -82,8 +81,8 @@ def test_the_file_answers_as_the_student(tmp_path, kind, suffix):
         torch.testing.assert_close(exported.predict_logits(x), logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(exported.predict_proba(x), logits.softmax(-1), atol=1e-5, rtol=0)
     assert exported.predict(x).equal(student.predict(x))
-    assert exported.meta["positions"] == (kind == "positions")
-    assert ("nothing is linked to" in exported.meta["what"]) == (kind == "positions")
+    assert not exported.meta["positions"]
+    assert "alone" in exported.meta["what"]
 
 
 def test_many_rows_are_answered_some_at_a_time(file, student, monkeypatch):
@@ -140,13 +139,102 @@ def test_pt2_without_g2m_and_without_pickles(tmp_path, student):
         assert not [name for name in archive.namelist() if archive.read(name)[:1] == b"\x80"]
 
 
-def test_a_student_with_positions_loses_them_and_the_file_says_by_how_much(tmp_path):
-    student = fitted("nosmog", max_epochs=20)
-    exported = Exported.load(student.export(tmp_path / "student.pt2", graph=GRAPH))
-    assert exported.meta["scores"] == student.evaluate(GRAPH)
+# -- neighbours --------------------------------------------------------------------------------------------------
+
+LINKED = blocks(60, unseen=True)  # ids of known nodes have holes
+
+
+@pytest.fixture(scope="module", params=["nosmog", "onehop"])
+def reader(request):
+    return fitted(request.param, LINKED, norm="batch")
+
+
+def links(num_rows, seed=4):
+    """Arcs from known nodes and others, some of which there never were; some rows have none."""
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.randint(-3, 70, (2 * num_rows,), generator=generator)
+    return torch.stack([known, torch.randint(max(1, num_rows), (2 * num_rows,), generator=generator)])
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_the_rows_of_neighbours_travel_with_the_student(tmp_path, reader, monkeypatch, name):
+    exported = Exported.load(reader.export(tmp_path / name, graph=LINKED))
+    for count in (0, 1, 2, 33, 5000):
+        x, arcs = rows(count), links(count)
+        close = {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(exported.predict_logits(x, arcs), reader.predict_logits(x, arcs), **close)
+        torch.testing.assert_close(exported.predict_logits(x), reader.predict_logits(x), **close)
+    assert not torch.allclose(exported.predict_logits(x, arcs), exported.predict_logits(x), atol=1e-3)
+    assert isinstance(exported.predict_proba(x.numpy(), arcs.numpy()), np.ndarray)
+    assert exported.predict(x, arcs).equal(reader.predict(x, arcs))
+    whole, asked, run = exported.predict_logits(x, arcs), [], exported.run
+    monkeypatch.setattr(module, "ROWS", 8 * 1700)
+    exported.run = lambda x, arcs: asked.append((len(x), int(arcs[1].max()))) or run(x, arcs)
+    torch.testing.assert_close(exported.predict_logits(x, arcs), whole, atol=1e-6, rtol=1e-5)
+    assert [count for count, _ in asked] == [1700, 1700, 1600]
+    assert all(row < count for count, row in asked)
+    meta = exported.meta
+    assert meta["scores"] == meta["exported_scores"] == reader.evaluate(LINKED)
+    assert "cold" in meta["scores"]
+    assert meta["neighbours"] == len(LINKED.observed().node_id)
+    assert meta["inputs"] == ["features: float32 [N, 10]", "edge_index: int64 [2, E]"]
+    assert "what is kept of their neighbours" in meta["what"]
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_the_card_of_one_with_neighbours_runs(tmp_path, reader, monkeypatch, name):
+    text = card_path(reader.export(tmp_path / name)).read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code, namespace)
+    expected = reader.predict_logits(torch.zeros(1, WIDTH), [[4, 7], [0, 0]])
+    np.testing.assert_allclose(namespace["logits"], expected, atol=1e-5)
+    assert "--edges edges.csv" in text
+    assert f"rows of {len(LINKED.observed().node_id)} nodes are inside" in text
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.pt2"])
+def test_neighbours_may_be_left_out_and_the_file_says_what_that_costs(tmp_path, reader, name):
+    exported = Exported.load(reader.export(tmp_path / name, neighbours=False, graph=LINKED))
+    torch.testing.assert_close(exported.predict_logits(rows(9)), reader.predict_logits(rows(9)), atol=1e-5, rtol=1e-5)
+    assert exported.meta["scores"] == reader.evaluate(LINKED)
     for part, score in exported.meta["exported_scores"].items():
-        ids = GRAPH.part(part)
-        assert score == pytest.approx((student.predict(GRAPH.x)[ids] == GRAPH.y[ids]).double().mean().item())
+        ids = LINKED.part("unseen" if part == "cold" else part)
+        assert score == pytest.approx((reader.predict(LINKED.x)[ids] == LINKED.y[ids]).double().mean().item())
+    assert exported.meta["positions"]
+    assert exported.meta["neighbours"] == 0
+    assert "nothing is linked to" in exported.meta["what"]
+    with pytest.raises(G2MError, match="edge_index: this file reads features alone"):
+        exported.predict(rows(2), [[1], [0]])
+
+
+@pytest.mark.parametrize("arcs", [[[1.5], [0]], [1, 2], [[1], [2]], [[1], [-1]], [[1, 2], [0]]])
+def test_arcs_are_checked_as_the_student_does(tmp_path, reader, arcs):
+    exported = Exported.load(reader.export(tmp_path / "student.pt2"))
+    with pytest.raises(G2MError) as by_student:
+        reader.predict(rows(2), arcs)
+    with pytest.raises(G2MError, match=f"^{re.escape(str(by_student.value))}$"):
+        exported.predict(rows(2), arcs)
+
+
+@pytest.mark.parametrize(("precision", "name"), [("int8", "s.onnx"), ("bfloat16", "s.onnx"), ("bfloat16", "s.pt2")])
+def test_a_lower_precision_counts_right(tmp_path, precision, name):
+    """Many neighbours of one kind: what 16 bits lose of a row does not grow with their number."""
+    reader = fitted("onehop", LINKED)
+    exported = Exported.load(reader.export(tmp_path / name, precision=precision))
+    known = int(reader.position_[0][0])
+    x = rows(1)
+    few, many = (exported.predict_proba(x, [[known] * count, [0] * count]) for count in (1, 1000))
+    torch.testing.assert_close(few, many, atol=1e-3, rtol=0)
+    torch.testing.assert_close(few, reader.predict_proba(x, [[known], [0]]), atol=0.2, rtol=0)
+
+
+def test_an_onnx_that_would_be_too_large_is_refused_beforehand(tmp_path, reader, monkeypatch):
+    monkeypatch.setattr(module, "BYTES", 1000)
+    with pytest.raises(G2MError, match=r"path: an \.onnx file holds .* Name a \.pt2, or leave the rows out"):
+        reader.export(tmp_path / "student.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- precision ---------------------------------------------------------------------------------------------------
@@ -265,8 +353,8 @@ def test_a_page_that_is_no_card_is_left_alone(tmp_path, student):
 def test_answers_that_differ_leave_no_file(tmp_path, student, monkeypatch, name, wrong, only):
     answers = Exported._answers
 
-    def broken(self, x, output):
-        found = answers(self, x, output)
+    def broken(self, x, edge_index, output):
+        found = answers(self, x, edge_index, output)
         return found + wrong if only in (None, len(x)) else found
 
     (tmp_path / name).write_text("old")
@@ -278,7 +366,7 @@ def test_answers_that_differ_leave_no_file(tmp_path, student, monkeypatch, name,
 
 def test_answers_that_differ_on_real_features_alone_leave_no_file(tmp_path, student, monkeypatch):
     answers = Exported._answers
-    monkeypatch.setattr(Exported, "_answers", lambda self, x, o: answers(self, x, o) + 1e-3 * (x.abs().max() > 100))
+    monkeypatch.setattr(Exported, "_answers", lambda self, x, *o: answers(self, x, *o) + 1e-3 * (x.abs().max() > 100))
     with pytest.raises(G2MError, match="rows of real features"):
         student.export(tmp_path / "student.pt2", calibration=1000 * GRAPH.x)
     assert list(tmp_path.iterdir()) == []

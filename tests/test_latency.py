@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from cases import outputs_of, thin
 from torch_geometric.nn import GraphSAGE
 
@@ -147,15 +148,22 @@ def test_what_is_timed_are_the_two_models_answers_about_other_nodes_each_time(pa
 
 
 @pytest.mark.parametrize("method", ["nosmog", "onehop"])
-def test_a_student_with_positions_reads_those_of_its_neighbours(calls, monkeypatch, method):
-    without_onnx(monkeypatch)
+def test_a_student_with_positions_reads_those_of_its_neighbours(calls, method):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
     graph = thin()
     teacher = Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph)
     student = Student(method, hidden_channels=8, max_epochs=1).fit(graph, outputs_of(graph))
-    row = compare(teacher, student, graph, sizes=(30,))[-1]
-    assert row["model"] == "student"
-    assert row["read"] > 30
-    assert calls[-1][0].shape == (30, 3)
+    rows = compare(teacher, student, graph, sizes=(30,))[-2:]
+    assert [row["model"] for row in rows] == ["student", "student, onnxruntime"]
+    asked = [latency._nodes(graph, 30, seed).unique() for seed in range(3)]
+    into = [torch.isin(graph.edge_index[1], nodes) for nodes in asked]
+    assert rows[0]["read"] == rows[1]["read"] == pytest.approx(30 + sum(int(arcs.sum()) for arcs in into) / 3)
+    for by_torch, by_onnx, nodes, arcs in zip(*calls[-2:], asked, into, strict=True):
+        source, target = graph.edge_index[:, arcs]
+        expected = student.predict_logits(graph.x[nodes], torch.stack([source, torch.searchsorted(nodes, target)]))
+        torch.testing.assert_close(by_torch, expected)
+        torch.testing.assert_close(by_onnx, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_comparison_with_a_module_of_ones_own(calls, monkeypatch, pair):

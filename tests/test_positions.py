@@ -21,7 +21,7 @@ import g2m
 from g2m import positions
 from g2m.errors import G2MError
 from g2m.graph import Graph
-from g2m.positions import deepwalk, of_neighbours, random_walks
+from g2m.positions import arcs_to, deepwalk, neighbour_arcs, of_arcs, of_neighbours, random_walks
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -390,6 +390,34 @@ def test_a_node_takes_in_the_arcs_that_arrive():
     graph = graph_of(3, [(0, 1), (2, 0)], directed=True)
     found = of_neighbours(torch.tensor([[3.0]]), torch.tensor([0]), graph)
     assert found.tolist() == [[3], [3], [0]]
+
+
+def test_arcs_say_whose_rows_a_node_reads():
+    """Of 0 – 1 – 2 – 3, 0 and 2 are known: 0 keeps its row, or reads none where 1 has none."""
+    graph = graph_of(4, [(0, 1), (1, 2), (2, 3)])
+    known = torch.tensor([0, 2])
+
+    def read(own):
+        return {tuple(arc) for arc in neighbour_arcs(graph, known, own=own).T.tolist()}
+
+    assert read(own=True) == {(0, 0), (2, 2), (0, 1), (2, 1), (2, 3)}
+    assert read(own=False) == {(1, 0), (0, 1), (2, 1), (1, 2), (3, 2), (2, 3)}
+
+
+@quick
+@given(arcs(), st.lists(st.integers(1, 5), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_arcs_may_be_taken_some_rows_at_a_time(arcs, sizes, seed):
+    _, edge_index = arcs
+    num_rows = sum(sizes)
+    edge_index = torch.stack([edge_index[0], edge_index[1] % num_rows])
+    edge_index = edge_index[:, edge_index[1].argsort()]
+    known = torch.arange(40)
+    position = noise(40, 2, seed=seed)
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(of_arcs(position, known, arcs_to(edge_index, start, start + size), size))
+        start += size
+    torch.testing.assert_close(torch.cat(parts), of_arcs(position, known, edge_index, num_rows))
 
 
 # -- checks ------------------------------------------------------------------------------------------------------

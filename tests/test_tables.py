@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from g2m.errors import G2MError
-from g2m.tables import read_features, write_predictions
+from g2m.tables import check_rows, read_edges, read_features, write_predictions
 
 ROWS, COLUMNS = 7, 3
 
@@ -309,3 +309,64 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, x, predictions, 
     with pytest.raises(G2MError, match=r"pip install 'g2m\[export\]'"):
         write_predictions(tmp_path / "p.parquet", halves(predictions))
     assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
+
+
+# -- edges ---------------------------------------------------------------------------------------------------------
+
+ARCS = np.array([[40, 7, 7, 3], [2, 0, 6, 0]])
+
+
+def save_edges(path, arcs, header=None):
+    return save(path, arcs if path.suffix == ".npy" else arcs.T, header)
+
+
+@pytest.mark.parametrize("header", [None, ["id", "row"]])
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+def test_edges_come_back_sorted_by_row(tmp_path, suffix, header, dtype):
+    found = read_edges(save_edges(tmp_path / f"e{suffix}", ARCS.astype(dtype), header), ROWS)
+    assert found.dtype == np.int64
+    assert found.tolist() == [[7, 3, 40, 7], [0, 0, 2, 6]]
+
+
+@pytest.mark.parametrize("name", ["e.npy", "e.csv", "e.parquet"])
+def test_there_may_be_no_edges(tmp_path, name):
+    path = save_edges(tmp_path / name, np.empty((2, 0), dtype=np.int64), ["id", "row"])
+    assert read_edges(path).shape == (2, 0)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv"])
+@pytest.mark.parametrize(
+    ("arcs", "message"),
+    [
+        (ARCS + 0.5, r"whole numbers in two columns, .*\(got float64, \[2, 4\]\)"),
+        (np.tile(ARCS, (2, 1))[:3], r"whole numbers in two columns, .*\[3, 4\]"),
+        (ARCS - 1, r"from 0 to 6 \(got -1\)"),
+        (ARCS + 1, r"from 0 to 6 \(got 7\)"),
+    ],
+)
+def test_edges_that_are_none(tmp_path, suffix, arcs, message):
+    with pytest.raises(G2MError, match=f"^--edges: expected .*{message}"):
+        read_edges(save_edges(tmp_path / f"e{suffix}", arcs), ROWS)
+
+
+def test_files_of_edges_that_cannot_be_read(tmp_path):
+    (tmp_path / "text.csv").write_text("id,row\na,b\n")
+    (tmp_path / "broken.npy").write_text("nothing")
+    for name, message in {
+        "text.csv": "expected numbers in every column",
+        "broken.npy": "cannot be read",
+        "none.npy": "no file",
+        "e.txt": r"expected a \.npy, \.csv, \.parquet file",
+    }.items():
+        with pytest.raises(G2MError, match=f"^--edges: .*{message}"):
+            read_edges(tmp_path / name)
+
+
+def test_rows_may_be_checked_when_their_number_is_known(tmp_path):
+    arcs = read_edges(save_edges(tmp_path / "e.npy", ARCS))
+    check_rows(arcs, 7)
+    with pytest.raises(G2MError, match=r"from 0 to 5 \(got 6\)"):
+        check_rows(arcs, 6)
+    with pytest.raises(G2MError, match=r"from 0 on \(got -1\)"):
+        read_edges(save_edges(tmp_path / "e.npy", ARCS - 1))
