@@ -91,6 +91,13 @@ def _counts(index: Tensor, num_codes: int) -> Tensor:
     return torch.stack([torch.bincount(level, minlength=num_codes) for level in levels]).float()
 
 
+def _unexplained(x: Tensor, value: Tensor) -> Tensor:
+    """Return Σ ‖x − value‖² / Σ ‖x − mean of x‖²; of vectors that are all but equal, over a share of Σ ‖x‖²."""
+    # The divisor has its gradient: as a constant, it would leave one towards ever smaller vectors.
+    least = (1e-4 * x.detach().square().sum()).clamp_min(1e-12)
+    return (x - value).square().sum() / torch.maximum((x - x.mean(0)).square().sum(), least)
+
+
 # -- codebook --------------------------------------------------------------------------------------------------------
 
 
@@ -110,8 +117,9 @@ class Quantized(NamedTuple):
     Attributes:
         value: the code of each vector ``[N, D]``; its gradient goes to the vector as it is (straight-through).
         index: which code it is ``[N]``; ``[N, L]`` where there are levels.
-        commitment: mean squared distance of vectors to their codes, relative to the vectors' mean squared norm: it
-            does not grow with their scale. Of unit vectors if the metric is cosine.
+        commitment: the share of the vectors' variance that the codes leave: their squared distances to their codes over
+            those to their mean. Neither scale nor shift changes it, so that vectors which only shrink or drift gain
+            nothing by it. Of unit vectors if the metric is cosine.
     """
 
     value: Tensor
@@ -188,7 +196,7 @@ class Codebook(nn.Module):
         return Quantized(
             _StraightThrough.apply(x, value),
             index[0] if self.num_levels == 1 else torch.stack(index, 1),
-            (vectors - value).square().sum(1).mean() / vectors.detach().square().sum(1).mean().clamp_min(1e-12),
+            _unexplained(vectors, value),
         )
 
     def extra_repr(self) -> str:

@@ -122,7 +122,7 @@ def test_the_value_is_the_code_and_its_gradient_goes_to_the_vector_as_it_is(opti
     assert torch.equal(gradient, weight)
     # the commitment has a gradient of its own, towards the code
     vector = F.normalize(x) if book.metric == "cosine" else x
-    expected = (vector - value.detach()).square().sum() / vector.detach().square().sum()
+    expected = (vector - value.detach()).square().sum() / (vector - vector.mean(0)).square().sum()
     torch.testing.assert_close(commitment, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (commitment, expected)))
 
@@ -184,6 +184,31 @@ def test_commitment_does_not_grow_with_the_scale_of_the_vectors(options):
     x = vectors(60, 4)
     (_, _, first), (_, _, second) = (codebook(5, 4, **options)(scale * x) for scale in (1, 1000))
     torch.testing.assert_close(second, first, rtol=1e-3, atol=0)
+
+
+def test_commitment_draws_vectors_neither_smaller_nor_elsewhere():
+    """Where codes are the means of their members: along scale and shift it has no gradient."""
+    x = vectors(60, 4, dtype=torch.float64) + 3
+    book = codebook(5, 4).double()
+    book(x)  # codes by k-means, then the means of their members
+    for _ in range(20):
+        book.decay = 0.0
+        book(x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(book(x).commitment, x)
+    assert gradient.abs().max() > 1e-3
+    assert abs((gradient * x).sum()) < 1e-9
+    assert gradient.sum(0).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1.0, 1e6])
+def test_commitment_of_vectors_that_are_all_alike_stays_small(scale):
+    x = (scale * torch.ones(6, 4)).requires_grad_()
+    book = codebook(5, 4).eval()
+    book.codes.fill_(0.9 * scale)
+    commitment = book(x).commitment
+    assert commitment <= 101
+    assert torch.autograd.grad(commitment, x)[0].isfinite().all()
 
 
 @books
@@ -266,7 +291,8 @@ def test_another_implementation_gives_the_same_codes(metric, num_levels):
             codes.append(code)
         assert torch.equal(index, codes[0] if num_levels == 1 else torch.stack(codes, 1))
         torch.testing.assert_close(value, total)
-        scale = 1 if metric == "cosine" else x.square().sum(1).mean()
+        vector = F.normalize(x) if metric == "cosine" else x
+        scale = (vector - vector.mean(0)).square().sum(1).mean()
         torch.testing.assert_close(commitment * scale, 5 * loss)  # theirs is a mean over entries; of the last level
         if (metric, num_levels) == ("euclidean", 1):  # under cosine theirs goes through the normalisation
             mine, other = (torch.autograd.grad((v * weight).sum(), x, retain_graph=True)[0] for v in (value, total))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from g2m.batches import Batch
-from g2m.errors import check_range
+from g2m.codebook import usage
+from g2m.errors import G2MError, check_range
 from g2m.graph import Graph
 from g2m.losses import code_assignment_loss, soft_label_loss
 from g2m.methods.base import Method, hidden_width, label_loss
@@ -56,7 +57,19 @@ class VQGraph(Method):
         self.metric = outputs.code_metric
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
-        num_codes = self.codebook.size(1)
+        num_codes, codes = self.codebook.size(1), outputs.codes()
+        used = usage(codes, num_codes)
+        if used * num_codes <= 1:
+            raise G2MError(
+                f"outputs: all nodes have the same of {num_codes} codes, there is nothing in them to learn. Train the "
+                "teacher with a lower lr, or take tokenizer='beside'."
+            )
+        if used < 0.5:
+            warnings.warn(
+                f"outputs: only {used:.0%} of {num_codes} codes are in use. Train the teacher with a lower lr, or with "
+                "fewer num_codes: an eighth of the nodes is about the most.",
+                stacklevel=2,
+            )
         spread = outputs.code_perplexity(self.code_tau)
         self.figures = {"code_perplexity": spread}
         if spread > 0.9 * num_codes:
@@ -67,7 +80,7 @@ class VQGraph(Method):
             )
         targets = {"log_soft_labels": outputs.log_soft_labels(self.tau), "code_input": outputs.code_input}
         if len(self.codebook) > 1:
-            targets["codes"] = outputs.codes()
+            targets["codes"] = codes
         return targets
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
