@@ -58,13 +58,12 @@ class VQGraph(Method):
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
         num_codes, codes = self.codebook.size(1), outputs.codes()
-        used = usage(codes, num_codes)
-        if used * num_codes <= 1:
+        if (codes == codes[0]).all():
             raise G2MError(
                 f"outputs: all nodes have the same of {num_codes} codes, there is nothing in them to learn. Train the "
                 "teacher with a lower lr, or take tokenizer='beside'."
             )
-        if used < 0.5:
+        if (used := usage(codes, num_codes)) < 0.5:
             warnings.warn(
                 f"outputs: only {used:.0%} of {num_codes} codes are in use. Train the teacher with a lower lr, or with "
                 "fewer num_codes: an eighth of the nodes is about the most.",

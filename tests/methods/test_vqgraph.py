@@ -159,6 +159,21 @@ def test_figures_are_kept_with_the_student(tmp_path):
     assert fitted("glnn", blocks()).meta_["figures"] == {}
 
 
+def test_codes_that_are_hardly_in_use_give_a_warning_and_one_code_for_all_an_error():
+    graph = blocks()
+    outputs = replace(coded(graph), code_input=coded(graph).codebook[torch.arange(36) % 6])  # six of twelve
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student("vqgraph", max_epochs=1).fit(graph, outputs)
+    five = replace(outputs, code_input=outputs.codebook[torch.arange(36) % 5])
+    with pytest.warns(UserWarning, match="outputs: only 42% of 12 codes are in use. Train the teacher with a lower lr"):
+        student("vqgraph", max_epochs=1).fit(graph, five)
+    for one in (outputs.codebook[:1].expand(36, -1), torch.zeros(36, 6)):
+        collapsed = replace(outputs, code_input=one)
+        with pytest.raises(G2MError, match=r"outputs: all nodes have the same of 12 codes.*tokenizer='beside'"):
+            student("vqgraph").fit(graph, collapsed)
+
+
 # -- parts of its own ------------------------------------------------------------------------------------------------
 
 
