@@ -206,6 +206,25 @@ def check_batch_size(value: Any) -> int | str:
     return check_whole("batch_size", value)
 
 
+def random_rows(batch: Batch, most: int) -> Batch:
+    """Return ``most`` random rows of a batch, as one without edges; the batch itself if it has no more."""
+    if most >= len(batch.row):
+        return batch
+    row = torch.randperm(len(batch.row), device=batch.row.device)[:most]
+    return replace(
+        batch,
+        inputs=tuple(x[row] for x in batch.inputs),
+        row=batch.row[row],
+        y=batch.y[row],
+        labelled=batch.labelled[row],
+        label_scale=batch.label_scale * len(batch.row) / most,
+        targets={key: value[row] for key, value in batch.targets.items()},
+        batch_size=most,
+        edge_index=None,
+        edge_scale=0.0,
+    )
+
+
 class NodeBatches:
     """Random batches of nodes, for models that need no edges; a loss may have some all the same.
 

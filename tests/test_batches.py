@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch_geometric.utils import subgraph
 
-from g2m.batches import FullBatch, NodeBatches, PartitionBatches, SampledBatches
+from g2m.batches import FullBatch, NodeBatches, PartitionBatches, SampledBatches, random_rows
 from g2m.errors import G2MError
 from g2m.methods import label_loss
 from g2m.models import GNN, Output
@@ -529,3 +529,28 @@ def test_a_sample_is_no_larger_than_asked_for_and_unbiased():
         assert layer.nnz == 2
         total += (layer @ field)[0]
     assert torch.allclose(total / 4000, (adjacency @ x)[3], atol=0.15)
+
+
+# -- some of a batch -----------------------------------------------------------------------------------------------
+
+
+def test_random_rows_are_rows_and_their_labels_are_without_bias():
+    edges = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    (batch,) = node_batches(batch_size="all", edge_index=edges).epoch(generator())
+    assert batch.edge_index is not None
+    sums, seen = [], torch.zeros(N)
+    torch.manual_seed(0)
+    for _ in range(3000):
+        some = random_rows(batch, 5)
+        assert some.batch_size == len(some.row) == len(some.row.unique()) == 5
+        assert some.edge_index is None
+        assert torch.equal(some.inputs[0], X[some.row])
+        assert torch.equal(some.targets["target"], 2 * X[some.row])
+        assert torch.equal(some.y, Y[some.row])
+        assert some.labelled.tolist() == torch.isin(some.row, TRAIN).tolist()
+        seen[some.row] += 1
+        sums.append(float(X[some.row][some.labelled].sum() * some.label_scale))
+    expected = float(X[TRAIN].sum() / len(TRAIN))
+    assert abs(torch.tensor(sums).mean() - expected) < 5 * torch.tensor(sums).std() / 3000**0.5
+    assert seen.min() > 1000
+    assert random_rows(batch, N) is batch

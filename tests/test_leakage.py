@@ -198,14 +198,15 @@ def test_node_ids_mean_nothing_to_the_teacher(backbone, unseen):
 
 @methods
 def test_node_ids_mean_nothing_to_the_student(name):
-    """Positions and an adversary's starts are drawn at random, node by node: here without the two."""
+    """Positions, an adversary's starts and who is taught alone are drawn at random, node by node: here without."""
     graph = blocks()
     other, order = shuffled(graph)
     outputs = outputs_of(graph)
     fields = ("logits", "hidden", "low_target", "entropy_change", "code_input")
     rows = {field: getattr(outputs, field)[order] for field in fields}
     moved = replace(outputs, meta=outputs.meta | {"fingerprint": other.fingerprint()}, **rows)
-    options = {"batch_size": 99, **({"position": "none", "eta": 0.0} if name == "nosmog" else {})}
+    without = {"nosmog": {"position": "none", "eta": 0.0}, "onehop": {"alone": 0.0}}
+    options = {"batch_size": 99, **without.get(name, {})}
     first, second = (student(name, **options).fit(g, o) for g, o in ((graph, outputs), (other, moved)))
     torch.testing.assert_close(second.predict_logits(other.x), first.predict_logits(graph.x)[order], **CLOSE)
     assert second.evaluate(other) == first.evaluate(graph)

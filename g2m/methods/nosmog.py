@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from g2m.batches import Batch
+from g2m.batches import Batch, random_rows
 from g2m.errors import check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import similarity_loss, soft_label_loss
-from g2m.methods.base import Method, hidden_width, label_loss
-from g2m.models import MLP, BatchNorm, Output
+from g2m.methods.base import Method, hidden_width, label_loss, statistics_as_they_are
+from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 from g2m.positions import deepwalk
 from g2m.sparse import CSR
@@ -123,18 +122,18 @@ class NOSMOG(Method):
             student = F.relu(self.projection(output.hidden))
             parts["similarity"] = self.mu * similarity_loss(student, batch.targets["hidden"], normalise=self.normalise)
         if self.eta and batch.only != "label":  # a step on labels alone has no use for it
-            parts["adversarial"] = (1 - self.lam) * self.eta * self._adversarial(batch.inputs[0], log_p)
+            parts["adversarial"] = (1 - self.lam) * self.eta * self._adversarial(batch)
         return parts
 
-    def _adversarial(self, x: Tensor | CSR, log_p: Tensor) -> Tensor:
+    def _adversarial(self, batch: Batch) -> Tensor:
         """Return the soft-label loss at the worst features found within ε."""
         (model,) = self._student
-        if self.adversarial_nodes != "all" and self.adversarial_nodes < len(x):
-            row = torch.randperm(len(x), device=log_p.device)[: max(self.adversarial_nodes, 2)]
-            x, log_p = x[row], log_p[row]
+        if self.adversarial_nodes != "all":
+            batch = random_rows(batch, max(self.adversarial_nodes, 2))
+        (x,), log_p = batch.inputs, batch.targets["log_soft_labels"]
         x = x.to_dense() if isinstance(x, CSR) else x
         moved = torch.empty_like(x).uniform_(-self.epsilon, self.epsilon)
-        with _statistics_as_they_are(model):
+        with statistics_as_they_are(model):
             for _ in range(self.ascents):
                 moved.requires_grad_()
                 (uphill,) = torch.autograd.grad(soft_label_loss(model(x + moved).logits, log_p, self.tau), moved)
@@ -148,16 +147,3 @@ class NOSMOG(Method):
             "mu": trial.suggest_float("mu", 0.01, 10.0, log=True),
             "epsilon": trial.suggest_float("epsilon", 0.001, 0.1, log=True),
         }
-
-
-@contextmanager
-def _statistics_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Let batch norm use a batch's statistics without learning from them."""
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

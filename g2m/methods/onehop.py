@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from g2m.errors import check_whole
+from g2m.batches import Batch, random_rows
+from g2m.errors import check_range, check_whole
 from g2m.graph import Graph
-from g2m.methods.base import first_unless_beaten
+from g2m.methods.base import first_unless_beaten, statistics_as_they_are
 from g2m.methods.propagated import Propagated
-from g2m.models import MLP
+from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
+from g2m.sparse import CSR
 
 if TYPE_CHECKING:
     import optuna
@@ -31,7 +33,10 @@ class Onehop(Propagated):
     features, whether training has seen the node or not. Like one with positions it is not free of the graph, and a
     new node costs it as many short rows as the node has neighbours; a teacher of L layers reads L hops.
 
-    The loss is that of :class:`~g2m.methods.propagated.Propagated`, L = λ · mean CE(y, q) + (1 − λ) · mean KL(r ‖ q).
+    The loss is that of :class:`~g2m.methods.propagated.Propagated`, L = λ · mean CE(y, q) + (1 − λ) · mean KL(r ‖ q),
+    and ``alone`` times the same on a quarter of a step's nodes as if nothing were linked to them: a node that comes
+    without a known neighbour is then answered as by a student of features.
+
     Where the teacher is worse than the labels, as GNNs that smooth are where neighbours differ, there is no reason to
     ask it. Three students are trained, on r diffused (λ = 0), on the teacher's own probabilities (λ = 0, no
     propagation) and on labels alone (λ = 1); the first is taken unless another beats it on ``val`` by a standard
@@ -45,6 +50,7 @@ class Onehop(Propagated):
         clamp: whether training nodes have their labels for probabilities; default True.
         compatibility: see :class:`~g2m.methods.propagated.Propagated`; default False.
         channels: principal components of the features that are kept, from 1, at most as many as there are; default 64.
+        alone: weight of the loss without neighbours, from 0; default 0.3.
     """
 
     name = "onehop"
@@ -60,11 +66,12 @@ class Onehop(Propagated):
         clamp: bool = True,
         compatibility: bool = False,
         channels: int = 64,
+        alone: float = 0.3,
     ) -> None:
         diffusion = {"alpha": alpha, "propagations": propagations, "clamp": clamp, "compatibility": compatibility}
         super().__init__(lam=0.0 if lam is None else lam, tau=tau, **diffusion)
         self.lam = lam
-        self.channels = check_whole("channels", channels)
+        self.channels, self.alone = check_whole("channels", channels), check_range("alone", alone, 0)
 
     def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Onehop, float, int] | None:
         return self._search(graph) if self.lam is None else None
@@ -76,6 +83,24 @@ class Onehop(Propagated):
         for options in (options for i, options in enumerate(candidates) if options not in candidates[:i]):
             scores.append((yield Onehop(**options)))
         return first_unless_beaten(scores, graph)
+
+    def build(self, model: MLP, outputs: TeacherOutputs) -> None:
+        self._student = (model,)  # in a tuple: not a part of this module
+
+    def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
+        self.num_features = graph.num_features
+        return super().prepare(graph, outputs)
+
+    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        parts = super().loss(output, batch)
+        if not self.alone or batch.only == "label":
+            return parts
+        some, (model,) = random_rows(batch, max(2, len(batch.row) // 4)), self._student
+        (x,) = some.inputs
+        x = x.to_dense() if isinstance(x, CSR) else x.clone()
+        x[:, self.num_features :] = 0
+        with statistics_as_they_are(model):
+            return parts | {"alone": self.alone * sum(super().loss(model(x), some).values())}
 
     def positions(self, graph: Graph, outputs: TeacherOutputs) -> Tensor:
         from sklearn.decomposition import PCA  # slow to import

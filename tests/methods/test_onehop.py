@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import blocks, fitted, intercept, of_the_neighbour, outputs_of, same_bits, student, thin, weights
+from cases import blocks, fitted, intercept, of_the_neighbour, outputs_of, same_bits, steps, student, thin, weights
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
@@ -110,8 +110,47 @@ def test_its_loss_is_that_of_propagated(options):
     for batch in batches.epoch(Generator().manual_seed(0)):
         targets = {key: value[batch.row] for key, value in other.prepare(graph, outputs_of(graph)).items()}
         output = model(*batch.inputs)
-        found, expected = method(output, batch), other(output, replace(batch, targets=targets))
+        found, expected = dict(method(output, batch)), other(output, replace(batch, targets=targets))
+        assert found.pop("alone") > 0
         assert found == expected
+
+
+@pytest.mark.parametrize("options", [{"lam": 0.3}, {"lam": 1.0}], ids=str)
+@pytest.mark.parametrize("graph", [blocks(), thin(sparse=True)], ids=["dense", "sparse"])
+def test_alone_is_the_loss_of_nodes_as_if_nothing_were_linked_to_them(options, graph):
+    """Of random quarters of the batch: on average, of all of it."""
+    model, method, (batch,) = steps("onehop", graph, batch_size="all", alone=2.0, **options)
+    x = batch.inputs[0] if isinstance(batch.inputs[0], Tensor) else batch.inputs[0].to_dense()
+    cut = torch.cat([x[:, : graph.num_features], torch.zeros(len(x), x.size(1) - graph.num_features)], 1)
+    other = make_method("propagated", options)
+    targets = other.prepare(graph, outputs_of(graph))
+    whole = sum(other(model(cut), replace(batch, targets=targets)).values())
+    with torch.no_grad():
+        found = torch.stack([method(model(*batch.inputs), batch)["alone"] for _ in range(600)])
+    assert found.std() > 0
+    torch.testing.assert_close(found.mean(), 2 * whole, rtol=0, atol=5 * float(found.std()) / 600**0.5)
+    assert (batch.inputs[0] if isinstance(batch.inputs[0], Tensor) else batch.inputs[0].to_dense()).equal(x)
+
+
+def test_alone_may_be_left_out_and_needs_no_pass_on_labels():
+    graph = blocks()
+    model, method, batches = intercept(student("onehop", lam=0.0, alone=0.0), graph, outputs_of(graph))
+    for batch in batches.epoch(Generator().manual_seed(0)):
+        assert method(model(*batch.inputs), batch).keys() == {"label", "soft"}
+    options = {"lam": 0.5, "batch_size": 9, "reference_schedule": True}
+    model, method, batches = intercept(student("onehop", **options), graph, outputs_of(graph))
+    for batch in batches.epoch(Generator().manual_seed(0)):
+        assert ("alone" in method(model(*batch.inputs), batch)) == (batch.only == "teacher")
+
+
+def test_batch_norm_learns_from_nodes_with_their_neighbours_only():
+    graph = blocks()
+    model, method, (batch,) = steps("onehop", graph, batch_size="all", lam=0.0, norm="batch")
+    model.train()
+    output = model(*batch.inputs)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    method(output, batch)
+    assert same_bits(before, model.state_dict())
 
 
 def test_three_targets_are_tried_and_the_one_taken_is_named():
