@@ -45,8 +45,8 @@ def usage(given: argparse.Namespace) -> None:
     lines: dict[str, list[list[float]]] = {}
     schedule = {"lr": 1e-4, "max_epochs": given.published_epochs}  # of the published command
     for data in given.data:
-        for name, options in PLACES.items():
-            rows = []
+        for name in given.places:
+            rows, options = [], PLACES[name]
             reference = options["tokenizer"] == "reference"
             for seed in range(given.published_seeds if reference else given.seeds):
                 graph = g2m.load(data, seed=seed)
@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["usage", "picture"])
     parser.add_argument("data", nargs="+", help="card names")
+    parser.add_argument("--places", nargs="+", choices=PLACES, default=[*PLACES], help="rows of usage; default all")
     parser.add_argument("--teacher", default="sage")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--published-seeds", type=int, default=1, help="of the published settings, which are slow")
