@@ -27,13 +27,18 @@ AGAINST = {
 }
 
 
-def gains(rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str) -> list[dict[str, str]]:
+def gains(
+    rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str | None
+) -> list[dict[str, str]]:
     """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes."""
-    scores = {
-        (row["data"], row["teacher"], row["tokenizer"], row["method"]): row["by_seed"]
-        for row in rows
-        if row["setting"] == setting and row["options"] == (options if row["teacher"] else "")
-    }
+    scores: dict[tuple[str | None, ...], Mapping[int, Mapping[str, float]]] = {}
+    for row in rows:
+        if row["setting"] != setting or options not in (None, row["options"] if row["teacher"] else options):
+            continue
+        name = row["data"], row["teacher"], row["tokenizer"], row["method"]
+        if name in scores:
+            raise SystemExit(f"error: {name} is there with several options: say which with -o.")
+        scores[name] = row["by_seed"]
     found: list[dict[str, Any]] = []
     for (data, teacher, codes, name), own in scores.items():
         if name != method:
@@ -102,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", help="its name, or 'all'")
     parser.add_argument("results", type=Path)
-    parser.add_argument("-o", dest="options", default="", help="rows with these options of the run, as in the table")
+    parser.add_argument("-o", dest="options", help="rows with these options of the run, as in the table; default: any")
     parser.add_argument("--out", type=Path, help="results file to write")
     given = parser.parse_args()
     rows = grouped(record for record in read_results(given.results) if "key" in record)
