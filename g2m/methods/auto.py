@@ -14,7 +14,7 @@ from g2m.batches import Batch
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods.base import REGISTRY, Method, first_unless_beaten
-from g2m.methods.onehop import TARGETS, Onehop
+from g2m.methods.onehop import TARGETS, alike
 from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
@@ -84,7 +84,7 @@ class Auto(Method):
         blend = [name for name in known if name in BLEND] or known[:1]
         alone = [name for name in known if [name] != blend]
         reading = TARGETS if self.neighbours and graph.observed().num_edges else ()
-        candidates = [Onehop(**target) for target in reading]
+        candidates = alike(reading)
         candidates += [Auto(mixture=dict.fromkeys(blend, 1.0)), *(Auto(mixture={name: 1.0}) for name in alone)]
         scores = []
         for candidate in candidates[: self.budget]:

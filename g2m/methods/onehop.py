@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,16 +72,17 @@ class Onehop(Propagated):
         super().__init__(lam=0.0 if lam is None else lam, tau=tau, **diffusion)
         self.lam = lam
         self.channels, self.alone = check_whole("channels", channels), check_range("alone", alone, 0)
+        self._components: dict[tuple[str, int], Tensor] = {}  # of the last graph
 
     def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Onehop, float, int] | None:
         return self._search(graph) if self.lam is None else None
 
     def _search(self, graph: Graph) -> Generator[Onehop, float, int]:
         own = {name: getattr(self, name) for name in self.options()}
-        candidates = [own | target for target in TARGETS]
+        options = [own | target for target in TARGETS]
         scores = []
-        for options in (options for i, options in enumerate(candidates) if options not in candidates[:i]):
-            scores.append((yield Onehop(**options)))
+        for candidate in alike([each for i, each in enumerate(options) if each not in options[:i]]):
+            scores.append((yield candidate))
         return first_unless_beaten(scores, graph)
 
     def build(self, model: MLP, outputs: TeacherOutputs) -> None:
@@ -97,19 +98,33 @@ class Onehop(Propagated):
             return parts
         some, (model,) = random_rows(batch, max(2, len(batch.row) // 4)), self._student
         (x,) = some.inputs
-        x = x.to_dense() if isinstance(x, CSR) else x.clone()
-        x[:, self.num_features :] = 0
+        if isinstance(x, CSR):
+            x = x.with_value(x.value * (x.col < self.num_features))
+        else:
+            x = torch.cat([x[:, : self.num_features], x.new_zeros(len(x), x.size(1) - self.num_features)], 1)
         with statistics_as_they_are(model):
             return parts | {"alone": self.alone * sum(super().loss(model(x), some).values())}
 
     def positions(self, graph: Graph, outputs: TeacherOutputs) -> Tensor:
-        from sklearn.decomposition import PCA  # slow to import
+        key = graph.fingerprint(edges=False), self.channels
+        if key not in self._components:
+            from sklearn.decomposition import PCA  # slow to import
 
-        components = PCA(min(self.channels, *graph.x.shape), random_state=0).fit_transform(graph.x.numpy())
+            pca = PCA(min(self.channels, *graph.x.shape), random_state=0)
+            self._components.clear()
+            self._components[key] = torch.from_numpy(pca.fit_transform(graph.x.numpy()))
         p = outputs.soft_labels()
         # About their mean, so that a node nothing is linked to is an average one.
-        return torch.cat([torch.from_numpy(components), p - p.mean(0)], 1)
+        return torch.cat([self._components[key], p - p.mean(0)], 1)
 
     @classmethod
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:
         return {"lam": trial.suggest_float("lam", 0.0, 1.0), "alpha": trial.suggest_float("alpha", 0.02, 1.0, log=True)}
+
+
+def alike(options: Iterable[Mapping[str, Any]]) -> list[Onehop]:
+    """Return methods of these options that decompose a graph's features once for all of them."""
+    methods = [Onehop(**each) for each in options]
+    for method in methods:
+        method._components = methods[0]._components
+    return methods

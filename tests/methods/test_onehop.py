@@ -166,6 +166,30 @@ def test_three_targets_are_tried_and_the_one_taken_is_named():
     assert "trials" not in alone[0].meta_
 
 
+@pytest.mark.parametrize("name", ["onehop", "auto"])
+def test_features_are_decomposed_once_for_all_that_are_tried(name, monkeypatch):
+    found, fit_transform = [], PCA.fit_transform
+    monkeypatch.setattr(PCA, "fit_transform", lambda self, x: found.append(len(x)) or fit_transform(self, x))
+    options = {"neighbours": True, "budget": 3} if name == "auto" else {}
+    trained = fitted(name, blocks(unseen=True), **options)
+    assert len(trained.meta_["trials"]) == 3
+    assert found == [blocks(unseen=True).observed().num_nodes]
+
+
+def test_rows_are_of_the_graph_at_hand():
+    """A method that is used again on another graph, or one graph's features changed."""
+    graph = blocks()
+    other = replace(graph, x=graph.x + torch.arange(10) * graph.y[:, None])
+    outputs = outputs_of(graph)
+    moved = replace(outputs, meta=outputs.meta | {"fingerprint": other.fingerprint()})
+    method = make_method("onehop", {"lam": 0.0})
+    first = method.positions(graph, outputs)
+    second = method.positions(other, moved)
+    assert not torch.allclose(first, second, atol=0.1)
+    assert torch.equal(second, make_method("onehop", {"lam": 0.0}).positions(other, moved))
+    assert torch.equal(method.positions(graph, outputs), first)
+
+
 def test_nothing_is_tried_twice():
     trials = fitted("onehop", blocks(), propagations=0).meta_["trials"]
     assert [(trial["lam"], trial["propagations"]) for trial in trials] == [(0, 0), (1, 0)]
