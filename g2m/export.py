@@ -530,8 +530,8 @@ _OF_ARCS = (
 )
 _PRECISION_NOTES = {
     "float32": "as trained",
-    "bfloat16": "weight matrices and rows of neighbours stored in 16 bits, computed with in float32",
-    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation; rows of neighbours in 16",
+    "bfloat16": "weight matrices stored in 16 bits, computed with in float32",
+    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation",
 }
 
 
@@ -563,13 +563,14 @@ def model_card(meta: Mapping[str, Any], name: str, size: int) -> str:
     """
     from g2m.report import markdown_table  # it takes the drawing and benchmarking parts along
 
+    in_bits = "" if meta["precision"] == "float32" else ", in 16 bits"
     facts = {
         "inputs": ", ".join(f"`{each}`" for each in meta["inputs"])
         + (", any N and E" if meta["neighbours"] else ", any N"),
         "outputs": ", ".join(f"`{output}`" for output in meta["outputs"]),
         "precision": f"{meta['precision']}: {_PRECISION_NOTES[meta['precision']]}",
         "size": f"{size:,} bytes, {meta['parameters']:,} parameters",
-        **({"neighbours": f"rows of {meta['neighbours']:,} nodes are inside"} if meta["neighbours"] else {}),
+        **({"neighbours": f"rows of {meta['neighbours']:,} nodes are inside{in_bits}"} if meta["neighbours"] else {}),
         "trained on": f"{meta['graph']}, {meta['setting']}; fingerprint `{meta['fingerprint']}`",
         "versions": ", ".join(f"{part} {number}" for part, number in meta["versions"].items())
         + (f"; opset {meta['opset']}" if "opset" in meta else ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -153,17 +153,26 @@ class BatchNorm(nn.BatchNorm1d):
         return x * (var + self.eps).rsqrt() * self.weight + self.bias
 
 
-@contextmanager
-def rows_shared(model: nn.Module) -> Iterator[None]:
+def rows_shared(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, the model is given some of a step's rows, and joined processes the rest."""
+    return _batch_norms(model, "shared", True)
+
+
+def statistics_as_they_are(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, batch norm uses a batch's statistics without learning from them."""
+    return _batch_norms(model, "track_running_stats", False)
+
+
+@contextmanager
+def _batch_norms(model: nn.Module, name: str, value: bool) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     for norm in norms:
-        norm.shared = True
+        setattr(norm, name, value)
     try:
         yield
     finally:
         for norm in norms:
-            norm.shared = False
+            setattr(norm, name, not value)
 
 
 def _norm(name: str, channels: int) -> nn.Module:

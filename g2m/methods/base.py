@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_keys, choose
 from g2m.graph import Graph
-from g2m.models import MLP, BatchNorm, Output
+from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
 if TYPE_CHECKING:
@@ -141,19 +140,6 @@ def hidden_width(model: MLP, method: str) -> int:
     if len(model.layers) < 2:
         raise G2MError(f"num_layers: method {method!r} reads a hidden state, expected at least 2 (got 1).")
     return model.layers[-1].in_features
-
-
-@contextmanager
-def statistics_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Let batch norm use a batch's statistics without learning from them."""
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def first_unless_beaten(scores: Sequence[float], graph: Graph) -> int:

@@ -13,8 +13,8 @@ from g2m.batches import Batch, random_rows
 from g2m.errors import check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import similarity_loss, soft_label_loss
-from g2m.methods.base import Method, hidden_width, label_loss, statistics_as_they_are
-from g2m.models import MLP, Output
+from g2m.methods.base import Method, hidden_width, label_loss
+from g2m.models import MLP, Output, statistics_as_they_are
 from g2m.outputs import TeacherOutputs
 from g2m.positions import deepwalk
 from g2m.sparse import CSR

@@ -11,9 +11,9 @@ from torch import Tensor
 from g2m.batches import Batch, random_rows
 from g2m.errors import check_range, check_whole
 from g2m.graph import Graph
-from g2m.methods.base import first_unless_beaten, statistics_as_they_are
+from g2m.methods.base import first_unless_beaten
 from g2m.methods.propagated import Propagated
-from g2m.models import MLP, Output
+from g2m.models import MLP, Output, statistics_as_they_are
 from g2m.outputs import TeacherOutputs
 from g2m.sparse import CSR
 

@@ -15,8 +15,7 @@ from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
 from g2m.losses import soft_label_loss
 from g2m.methods import make_method
-from g2m.methods.base import statistics_as_they_are
-from g2m.models import BatchNorm
+from g2m.models import BatchNorm, statistics_as_they_are
 from g2m.sparse import CSR
 
 FREE = {"position": "none"}
