@@ -21,7 +21,8 @@ def soft_label_loss(student_logits: Tensor, teacher_log_probs: Tensor, tau: floa
         teacher_log_probs: ``[B, C]``, log-probabilities at the same temperature (log-target form).
         tau: temperature of the student, above 0; default 1.
     """
-    return F.kl_div(F.log_softmax(student_logits / tau, -1), teacher_log_probs, reduction="batchmean", log_target=True)
+    log_q = F.log_softmax(student_logits / tau, -1)
+    return F.kl_div(log_q, teacher_log_probs.detach(), reduction="batchmean", log_target=True)
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def low_frequency_loss(student_logits: Tensor, low_target: Tensor, low_offset: T
         tau: temperature of the student, above 0; default 1.
     """
     log_q = F.log_softmax(student_logits / tau, -1)
-    return (low_offset.sum() - (low_target * log_q).sum()) / len(student_logits)
+    return (low_offset.detach().sum() - (low_target.detach() * log_q).sum()) / len(student_logits)
 
 
 def high_frequency_loss(
@@ -149,7 +150,7 @@ def code_assignment_loss(
         path: the teacher's codes ``[B, L]``, which both sides follow; needed if L is above 1.
         chunk: scores held at once, default 2²⁴; beyond that, rows go in parts that are computed again in backward.
     """
-    rows = max(1, chunk // codebook.shape[:2].numel())
+    rows, codebook = max(1, chunk // codebook.shape[:2].numel()), codebook.detach()
     if path is None:
         path = teacher.new_zeros(len(teacher), 0, dtype=torch.long)
 

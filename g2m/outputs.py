@@ -24,7 +24,8 @@ _OPTIONAL = ("hidden", "low_target", "entropy_change", "codebook", "code_input")
 class TeacherOutputs:
     """What a trained teacher says of every node that training may see; checked when built and when loaded.
 
-    There are rows for observed nodes only: in the inductive setting there is nothing of an unseen node to leak.
+    There are rows for observed nodes only: in the inductive setting there is nothing of an unseen node to leak. Tensors
+    are detached: no gradient reaches a teacher.
 
     Args:
         node_id: ids ``[M]`` of the rows in the graph that was given to the teacher, strictly ascending.
@@ -56,6 +57,11 @@ class TeacherOutputs:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):  # a teacher is a constant
+            if isinstance(value, Tensor):
+                object.__setattr__(self, name, value.detach())
+        if self.transforms is not None:
+            object.__setattr__(self, "transforms", tuple(weight.detach() for weight in self.transforms))
         self.validate()
 
     def validate(self) -> None:

@@ -60,6 +60,13 @@ def test_zero_if_and_only_if_equal(tau):
         assert soft_label_loss(other, target, tau) > 1e-6
 
 
+def test_no_gradient_goes_to_the_teacher():
+    s, t, offset = (logits(4, 3, seed).requires_grad_() for seed in range(3))
+    (soft_label_loss(s, t) + low_frequency_loss(s, t, offset)).backward()
+    assert s.grad.any()
+    assert t.grad is offset.grad is None
+
+
 def test_finite_where_a_probability_underflows():
     t = torch.tensor([[200.0, 0.0, -200.0]])
     loss = soft_label_loss(-t, t.log_softmax(-1))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import blocks, outputs_of
+from cases import blocks, outputs_of, same_bits, student, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
@@ -80,6 +80,17 @@ def test_refuses(case, outputs):
     change, message = CASES[case]
     with pytest.raises(G2MError, match=message):
         replace(outputs, **change(outputs))
+
+
+@pytest.mark.parametrize("name", ["glnn", "ff_g2m", "krd", "nosmog", "vqgraph", "tined", "hidden", "propagated"])
+def test_a_teacher_is_a_constant_whatever_it_was_made_with(name, outputs):
+    fields = {f: 1 * getattr(outputs, f).requires_grad_() for f in FIELDS[1:]}
+    fields["transforms"] = tuple(1 * weight.requires_grad_() for weight in outputs.transforms)
+    made = replace(outputs, **fields)
+    assert not any(getattr(made, f).requires_grad for f in FIELDS)
+    assert not any(weight.requires_grad for weight in made.transforms)
+    first, second = (student(name, batch_size=8).fit(blocks(), given) for given in (made, outputs_of(blocks())))
+    assert same_bits(weights(first), weights(second))
 
 
 def test_optional_fields_may_be_missing(outputs):
