@@ -302,7 +302,7 @@ def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = 
 def neighbour_arcs(graph: Graph, known: Tensor, *, own: bool = True) -> Tensor:
     """Return the arcs ``[2, E]``, from ids to places in the graph, whose sources a node reads the mean of.
 
-    They are those that arrive at it. A known node that keeps its row is its own only neighbour.
+    They are those that arrive at it from another node. A known node that keeps its row is its own only neighbour.
 
     Args:
         graph: of N nodes.
@@ -310,7 +310,8 @@ def neighbour_arcs(graph: Graph, known: Tensor, *, own: bool = True) -> Tensor:
         own: whether a known node keeps its row; default True.
     """
     keeps = torch.isin(graph.node_id, known) & own
-    source, target = graph.edge_index[:, ~keeps[graph.edge_index[1]]]
+    source, target = graph.edge_index
+    source, target = graph.edge_index[:, ~keeps[target] & (source != target)]
     kept = keeps.nonzero().squeeze(1)
     return torch.stack([graph.node_id[torch.cat([source, kept])], torch.cat([target, kept])])
 

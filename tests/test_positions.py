@@ -325,7 +325,7 @@ def dense_means(position: Tensor, known: Tensor, graph: Graph, *, own: bool = Tr
     row = {node: position[i] for i, node in enumerate(known.tolist())}
     ids, result = graph.node_id.tolist(), []
     for place, node in enumerate(ids):
-        of = [row[ids[s]] for s, t in graph.edge_index.T.tolist() if t == place and ids[s] in row]
+        of = [row[ids[s]] for s, t in graph.edge_index.T.tolist() if s != t == place and ids[s] in row]
         result.append(row[node] if own and node in row else sum(of) / len(of) if of else torch.zeros(position.size(1)))
     return torch.stack(result).to(position.dtype)
 
@@ -341,7 +341,7 @@ def test_means_equal_dense(arcs, seed, dtype, columns):
     position = noise(len(known), columns, seed=seed).to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "graph .* has no edges")
-        graph = replace(graph_of(num_nodes, edge_index.T.tolist(), directed=True), node_id=node_id)
+        graph = replace(graph_of(num_nodes, [], directed=True), node_id=node_id, edge_index=edge_index, keep_loops=True)
     found = of_neighbours(position, known, graph)
     assert found.dtype == dtype
     torch.testing.assert_close(found, dense_means(position, known, graph))

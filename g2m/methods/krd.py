@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import remove_self_loops
 
 from g2m.batches import Batch
 from g2m.errors import check_range, check_whole
 from g2m.graph import Graph
 from g2m.losses import low_frequency_loss
 from g2m.methods.base import Method, label_loss
-from g2m.models import Output, sum_adjacency
+from g2m.models import Output
 from g2m.outputs import TeacherOutputs
 from g2m.sparse import CSR
 
@@ -78,7 +79,9 @@ class KRD(Method):
         self.register_buffer("log_p", outputs.log_soft_labels(self.tau), False)
         self.register_buffer("power", torch.ones(()))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
-        self._adjacency, self._seed = sum_adjacency(graph), int(torch.randint(2**31, ()))
+        (source, target), _ = remove_self_loops(graph.edge_index)  # S has every node paired with itself as it is
+        self._adjacency = CSR.from_coo(target, source, torch.ones(len(source)), (graph.num_nodes, graph.num_nodes))
+        self._seed = int(torch.randint(2**31, ()))
         self._chosen: tuple[int, Tensor, Tensor] | None = None  # epoch, target, offset: follows from the buffers
         return {}
 

@@ -86,6 +86,18 @@ def test_loss_is_the_mean_over_pairs(epoch, lam, tau, separate_means, unseen, di
     torch.testing.assert_close(torch.stack(means).mean(), parts["soft"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("separate_means", [False, True])
+def test_a_loop_that_is_kept_is_no_neighbour(separate_means):
+    graph, options = blocks(), {"separate_means": separate_means, "warmup": 1, "max_epochs": 3}
+    loops = torch.arange(36).expand(2, -1)
+    looped = replace(graph, edge_index=torch.cat([graph.edge_index, loops], 1), keep_loops=True)
+    assert looped.num_edges == graph.num_edges + 36
+    outputs = outputs_of(graph)
+    moved = replace(outputs, meta=outputs.meta | {"fingerprint": looped.fingerprint()})
+    first, second = student("krd", **options).fit(graph, outputs), student("krd", **options).fit(looped, moved)
+    assert same_bits(weights(first), weights(second))
+
+
 @pytest.mark.parametrize("power", [0.4, 1.0, 3.0])
 def test_an_arc_is_drawn_by_how_steady_its_source_is(power):
     graph = blocks(NODES, num_classes=NODES)
