@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,12 @@ class SimMLP(Method):
     def prepare(self, graph: Graph, outputs: TeacherOutputs | None) -> Mapping[str, Tensor]:
         from sklearn.decomposition import PCA  # slow to import
 
+        if not graph.num_edges:
+            warnings.warn(
+                f"graph: {graph.name!r} has no edges, 'simmlp' has no neighbourhood to foretell. Pass the whole graph, "
+                "or take method 'mlp'.",
+                stacklevel=2,
+            )
         smooth, adjacency = graph.x, symmetric_adjacency(graph)
         for _ in range(self.hops):
             smooth = adjacency.multiply(smooth)

@@ -1,5 +1,6 @@
 """SimMLP-like: the loss against its formula, the target against scikit-learn."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_features_that_are_all_the_same_do_no_harm():
     trained = fitted("simmlp", graph)
     assert all(value == value for record in trained.history_.epochs for value in record.values())
     assert all(torch.isfinite(value).all() for value in weights(trained).values())
+
+
+def test_a_graph_without_edges_gives_a_warning():
+    with pytest.warns(UserWarning, match="graph: 'blocks' has no edges, 'simmlp' has no neighbourhood.*'mlp'"):
+        fitted("simmlp", blocks().without_edges())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted("simmlp", blocks())
 
 
 def test_no_teacher_is_asked_for_and_none_is_listened_to():
