@@ -74,6 +74,9 @@ class Onehop(Propagated):
         self.channels, self.alone = check_whole("channels", channels), check_range("alone", alone, 0)
         self._components: dict[tuple[str, int], Tensor] = {}  # of the last graph
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_components": {}}  # a copy is trained with the rows that the original has made
+
     def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Onehop, float, int] | None:
         return self._search(graph) if self.lam is None else None
 

@@ -176,6 +176,16 @@ def test_features_are_decomposed_once_for_all_that_are_tried(name, monkeypatch):
     assert found == [blocks(unseen=True).observed().num_nodes]
 
 
+def test_what_is_trained_does_not_hold_the_rows_again():
+    graph = blocks()
+    method = make_method("onehop", {"lam": 0.0})
+    _, copied, batches = intercept(student(method), graph, outputs_of(graph))
+    assert (len(method._components), len(copied._components)) == (1, 0)
+    assert copied.options() == method.options()
+    again = intercept(student("onehop", lam=0.0), graph, outputs_of(graph))[2]
+    assert torch.equal(batches.x, again.x)
+
+
 def test_rows_are_of_the_graph_at_hand():
     """A method that is used again on another graph, or one graph's features changed."""
     graph = blocks()
