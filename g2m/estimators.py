@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -687,32 +688,46 @@ class Student(_Estimator):
         checkpoint: str | Path | None,
         **options: Any,
     ) -> Student:
-        """Train a student by every method the search asks for, and become the one that it settles on."""
+        """Train a student by every method the search asks for, and become the one that it settles on.
+
+        One that cannot be trained does not end the search.
+        """
         tried: list[Student] = []
+        failed: dict[int, G2MError] = {}
         common = {name: getattr(self, name) for name in self._arguments() if name != "method"}
         candidate, settled = next(search), None
         while settled is None:
             kept = None if checkpoint is None else Path(f"{checkpoint}.{len(tried)}")
             tried.append(Student(candidate, **common))
-            tried[-1]._fit_once(graph, outputs, kept, **options)
             try:
-                candidate = search.send(tried[-1].history_.best_score)
+                tried[-1]._fit_once(graph, outputs, kept, **options)
+                score = tried[-1].history_.best_score
+            except G2MError as error:
+                if str(error).startswith(("checkpoint:", "path:")):  # a file is wrong, not the method
+                    raise
+                failed[len(tried) - 1], score = error, -math.inf
+            try:
+                candidate = search.send(score)
             except StopIteration as end:
                 settled = end.value
+        if settled in failed:  # as every other did
+            raise failed[settled]
         self._take(tried[settled])
-        seconds = sum(student.history_.seconds for student in tried)
+        seconds = sum(student.history_.seconds for i, student in enumerate(tried) if i not in failed)
         self.history_ = replace(self.history_, seconds=seconds)
         trials = [
             {
                 "method": student.method.name,
                 **{name: getattr(student.method, name) for name in student.method.options()},
-                "val": student.history_.best_score,
+                **({"val": None, "error": str(failed[i])} if i in failed else {"val": student.history_.best_score}),
             }
-            for student in tried
+            for i, student in enumerate(tried)
         ]
         self.meta_ |= {"seconds": round(seconds, 3), "trials": trials}
         for number in range(len(tried) if checkpoint is not None else 0):
-            distributed.from_first(Path(f"{checkpoint}.{number}").unlink)
+            for ending in ("", ".checkpoint"):  # the second is of one that failed
+                path = Path(f"{checkpoint}.{number}{ending}")
+                distributed.from_first(lambda path=path: path.unlink(missing_ok=True))
         return self
 
     def _fit_once(self, graph: Graph, outputs: TeacherOutputs | None, kept: Path | None, **options: Any) -> None:

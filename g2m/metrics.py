@@ -55,6 +55,20 @@ def score(metric: str, logits: Tensor, y: Tensor) -> float:
     return _METRICS[choose("metric", metric, _METRICS)](logits, y)
 
 
+def standard_error(metric: str, score: float, y: Tensor) -> float:
+    """Return the standard error of a score on classes ``[N]``: of accuracy that of a share, of the area under the ROC
+    curve that of Hanley & McNeil (Radiology, 1982), which follows the smaller class.
+
+    Raises:
+        G2MError: on an unknown metric.
+    """
+    if choose("metric", metric, _METRICS) == "accuracy":
+        return (score * (1 - score) / len(y)) ** 0.5
+    ones, zeros = int((y == 1).sum()), int((y == 0).sum())
+    pairs = 1 + (ones - 1) * (1 - score) / (2 - score) + (zeros - 1) * score / (1 + score)
+    return (score * (1 - score) * pairs / (ones * zeros)) ** 0.5
+
+
 def _per_task(logits: Tensor, y: Tensor) -> Tensor:
     if logits.shape != y.shape:
         raise G2MError(f"logits: expected {list(y.shape)}, one per label of every task (got {list(logits.shape)}).")

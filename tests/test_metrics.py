@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import Generator
 
 from g2m.errors import G2MError
-from g2m.metrics import accuracy, rocauc, score
+from g2m.metrics import accuracy, rocauc, score, standard_error
 
 
 def draw(rows: int, classes: int, seed: int):
@@ -120,6 +120,30 @@ def test_accuracy_extremes():
     assert accuracy(logits, (torch.arange(3) + 1) % 3) == 0.0
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_the_standard_error_of_an_area_is_that_of_hanley_and_mcneil(ones, zeros, area):
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (ones - 1) * (q1 - area**2) + (zeros - 1) * (q2 - area**2)
+    y = torch.cat([torch.ones(ones), torch.zeros(zeros)]).long()
+    found = standard_error("rocauc", area, y)
+    assert found**2 == pytest.approx(variance / (ones * zeros), abs=1e-12)
+    assert standard_error("accuracy", area, y) ** 2 == pytest.approx(area * (1 - area) / len(y), abs=1e-12)
+    assert standard_error("rocauc", 1 - area, 1 - y) == pytest.approx(found, abs=1e-6)  # classes may change names
+
+
+@pytest.mark.parametrize(("ones", "zeros"), [(4, 40), (40, 4), (15, 15)])
+def test_the_standard_error_of_an_area_is_how_far_areas_of_exponential_scores_spread(ones, zeros):
+    """Where it is exact: scores of class 1 are three times those of class 0, and the area is ¾."""
+    scores = torch.empty(4000, ones + zeros).exponential_(generator=Generator().manual_seed(0))
+    areas = (3 * scores[:, :ones, None] > scores[:, None, ones:]).double().mean((1, 2))
+    assert areas.mean() == pytest.approx(0.75, abs=0.01)
+    y = (torch.arange(ones + zeros) < ones).long()
+    assert standard_error("rocauc", 0.75, y) == pytest.approx(float(areas.std()), rel=0.05)
+
+
 def test_unknown_metric():
     with pytest.raises(G2MError, match="Did you mean 'accuracy'"):
         score("acuracy", torch.eye(2), torch.arange(2))
+    with pytest.raises(G2MError, match="Did you mean 'accuracy'"):
+        standard_error("acuracy", 0.5, torch.arange(2))

@@ -40,7 +40,8 @@ class Auto(Method):
 
     First a blend, equal parts of :data:`BLEND`; then each method alone that the teacher's outputs allow, as long as the
     budget lasts. One alone has to beat the blend on ``val`` by a standard error of its score there: of eight students
-    on two hundred nodes, the best is mostly lucky. ``meta_["trials"]`` lists them.
+    on two hundred nodes, the best is mostly lucky. One that cannot be trained is passed over. ``meta_["trials"]`` lists
+    them, with what went wrong as ``error``.
 
     Args:
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_keys, choose
 from g2m.graph import Graph
+from g2m.metrics import standard_error
 from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
@@ -82,8 +84,8 @@ class Method(nn.Module):
     def search(self, model: MLP, graph: Graph, outputs: TeacherOutputs | None) -> Generator[Method, float, int] | None:
         """Yield methods to train by, in the place of this one; return the number of the one that the student becomes.
 
-        Each is answered with the student's score on ``val``; they are counted from 0. Default ``None``: there is
-        nothing to search. ``model`` is a student as it would be trained, to look at.
+        Each is answered with the student's score on ``val``, −∞ if it could not be trained; they are counted from 0.
+        Default ``None``: there is nothing to search. ``model`` is a student as it would be trained, to look at.
         """
         return None
 
@@ -146,11 +148,14 @@ def first_unless_beaten(scores: Sequence[float], graph: Graph) -> int:
     """Return which of several students to take by their scores on ``val``: the first, unless another beats it clearly.
 
     That is by a standard error of the first one's score: of many students on few validation nodes the best is mostly
-    lucky.
+    lucky. One whose score is −∞ could not be trained: the first is the first that could.
     """
-    best = max(range(len(scores)), key=scores.__getitem__)
-    error = (scores[0] * (1 - scores[0]) / len(graph.observed().part("val"))) ** 0.5
-    return best if scores[best] > scores[0] + error else 0
+    best, observed = max(range(len(scores)), key=scores.__getitem__), graph.observed()
+    first = next(i for i, score in enumerate(scores) if score > -math.inf or i == best)
+    if best == first:
+        return first
+    error = standard_error(graph.metric, scores[first], observed.y[observed.part("val")])
+    return best if scores[best] > scores[first] + error else first
 
 
 def make_method(method: str | Method | type[Method], options: Mapping[str, Any], others: Iterable[str] = ()) -> Method:

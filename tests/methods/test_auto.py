@@ -14,7 +14,7 @@ from g2m.estimators import Student, Teacher
 from g2m.losses import soft_label_loss
 from g2m.methods import REGISTRY, make_method
 from g2m.methods.auto import BLEND, COMPONENTS, Auto
-from g2m.methods.base import label_loss
+from g2m.methods.base import first_unless_beaten, label_loss
 from g2m.models import MLP
 from g2m.outputs import TeacherOutputs
 from g2m.sparse import CSR
@@ -251,6 +251,21 @@ def test_one_alone_has_to_beat_the_blend_by_a_standard_error():
     assert settled([0.0, 0.01]) == 1
 
 
+def test_the_first_is_the_first_that_could_be_trained():
+    none = -math.inf
+    assert settled([none, 0.8, 0.839]) == settled([none, 0.8, none]) == 1
+    assert settled([none, 0.8, 0.841]) == settled([none, none, 0.3]) == 2
+    assert settled([none, none]) == 0
+
+
+def test_of_an_area_the_standard_error_is_wider_where_one_class_is_rare():
+    """Of 100 nodes, ten are of class 1: at 0.8 it is 0.0865."""
+    graph = blocks(400, num_classes=2)
+    rare = replace(graph, y=(torch.arange(400) % 10 == 0).long(), metric="rocauc")
+    assert [first_unless_beaten([0.8, score], rare) for score in (0.841, 0.886, 0.887)] == [0, 0, 1]
+    assert first_unless_beaten([0.8, 0.841], replace(rare, metric="accuracy")) == 1
+
+
 def test_the_student_is_the_one_that_the_search_settles_on():
     graph, options = blocks(60, seed=3), {"max_epochs": 5, **OPTIONS}
     trained = fitted("auto", graph, budget=9, **options)
@@ -301,6 +316,42 @@ def test_without_edges_methods_of_edges_are_not_tried(taken_away):
     taught = Teacher("gcn", hidden_channels=8, max_epochs=2, tokenizer="beside", num_codes=6, device="cpu").fit(graph)
     trained = student("auto", budget=30, max_epochs=1).fit(graph.without_edges(), taught.outputs(graph))
     assert {name for mixture in tried(trained) for name in mixture} == {"glnn", "nosmog", "vqgraph", "hidden"}
+
+
+def of_one_code(graph) -> TeacherOutputs:
+    """Of a teacher whose nodes all have the same code, which VQGraph refuses."""
+    outputs = outputs_of(graph)
+    return replace(outputs, code_input=outputs.code_input[:1].expand_as(outputs.code_input))
+
+
+def test_a_method_that_cannot_be_trained_is_passed_over():
+    graph = blocks()
+    trained = student("auto", budget=30).fit(graph, of_one_code(graph))
+    whole = fitted("auto", graph, budget=30)
+    (failed,) = [trial for trial in trained.meta_["trials"] if "error" in trial]
+    assert (failed["mixture"], failed["val"]) == ({"vqgraph": 1.0}, None)
+    assert failed["error"].startswith("outputs: all nodes have the same of 5 codes")
+    kept = [trial for trial in whole.meta_["trials"] if trial["mixture"] != {"vqgraph": 1.0}]
+    assert [trial for trial in trained.meta_["trials"] if trial != failed] == kept
+    assert trained.meta_["seconds"] > 0
+
+
+@pytest.mark.parametrize("what", [("hidden",), ("hidden", "propagated", "ff_g2m"), tuple(COMPONENTS)], ids="+".join)
+def test_where_the_first_cannot_be_trained_the_next_takes_its_place(what, monkeypatch):
+    """They have a loss that is not finite."""
+    for name in what:
+        monkeypatch.setattr(
+            REGISTRY[name], "loss", lambda self, output, batch: {"label": output.logits.sum() * math.nan}
+        )
+    graph = blocks()
+    if len(what) == len(COMPONENTS):
+        with pytest.raises(G2MError, match="loss: became nan"):
+            fitted("auto", graph, budget=30)
+        return
+    trained = fitted("auto", graph, budget=30)
+    assert trained.history_.best_score == trained.score(graph, "val") > 0
+    for trial in trained.meta_["trials"]:
+        assert (trial["val"] is None) == ("error" in trial) == bool(set(trial["mixture"]) & set(what))
 
 
 def test_a_student_of_one_layer_is_found_among_the_methods_that_read_no_hidden_state():
@@ -387,6 +438,29 @@ def test_what_another_search_left_is_not_taken_over(what, tmp_path):
     assert same_bits(weights(trained), weights(reference))
     assert without_times(trained) == without_times(reference)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_cannot_be_trained_fails_again_in_a_search_that_goes_on(tmp_path):
+    """It is the fourth. What it fails by is no file: a checkpoint of another run still ends the search."""
+    graph, options = blocks(), {"mixture": None, "budget": 5, "max_epochs": 2}
+    outputs, kept = of_one_code(graph), {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    outputs = replace(outputs, hidden=None, low_target=None)  # tried: simmlp, propagated, krd, glnn, vqgraph
+    whole = student("auto", **options).fit(graph, outputs)
+
+    def stop(record):
+        if len(list(tmp_path.glob("c.?"))) == 3 and record["epoch"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        student("auto", **options).fit(graph, outputs, on_epoch=stop, **kept)
+    with pytest.raises(G2MError, match=r"^checkpoint: .*c\.3\.checkpoint.* made by another run"):
+        student("auto", lr=0.02, **options).fit(graph, outputs, **kept)
+    (tmp_path / "c.4").write_bytes((tmp_path / "c.0").read_bytes())  # of another search
+    again = student("auto", **options).fit(graph, outputs, **kept)
+    assert [("error" in trial) for trial in again.meta_["trials"]] == [False] * 4 + [True]
+    assert without_times(again) == without_times(whole)
+    assert same_bits(weights(again), weights(whole))
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 def test_indicators_of_a_search_are_those_of_its_best():
