@@ -123,6 +123,13 @@ def test_student_options_are_the_published_ones(graph):
     assert (student.batch_size, student.max_epochs, student.patience) == (512, 200, 50)
 
 
+@pytest.mark.parametrize("method", ["ff_g2m", "krd"])
+def test_attention_has_the_four_heads_of_the_published_code(method):
+    found = [experiment for (_, *of), experiment in shipped().items() if of == [method, "gat"]]
+    assert len(found) >= 6
+    assert {experiment.teacher_options["heads"] for experiment in found} == {4}
+
+
 @pytest.mark.parametrize("graph", STUDENT)
 def test_published_scores(graph):
     sage, mlp = find(f"{graph}-cpf", "glnn", "sage").paper, find(f"{graph}-cpf", "mlp").paper
