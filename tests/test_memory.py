@@ -1,6 +1,7 @@
 """What a training takes is said beforehand, and refused where there is not so much."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -85,6 +86,59 @@ def test_what_nothing_helps_is_refused_plainly(monkeypatch):
 def test_where_nothing_tells_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device: None)
     check_memory(Teacher(hidden_channels=10**9), blocks(), CPU)
+
+
+def test_the_graph_that_is_there_is_not_asked_for_again(monkeypatch):
+    for graph in (load("sbm-arxiv", num_nodes=4000), load("sbm-arxiv", num_nodes=4000, setting="inductive")):
+        there = sum(t.nbytes for t in (graph.x, graph.edge_index, graph.y))
+        needed = total(graph, device="cpu") - there
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=needed: free)
+        check_memory(Teacher("sage", device="cpu"), graph, CPU)
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=needed - 1: free)
+        with pytest.raises(G2MError, match="takes about"):
+            check_memory(Teacher("sage", device="cpu"), graph, CPU)
+
+
+def test_a_gpu_gets_features_adjacencies_and_what_is_computed(monkeypatch):
+    graph = load("sbm-arxiv", num_nodes=4000)
+    teacher = Teacher("sage", hidden_channels=1024, device="cpu")
+    parts = teacher_memory(teacher, graph)
+    assert "a step of training" in parts
+    needed = sum(parts.values()) - parts["graph"] + 2 * graph.x.nbytes
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: free)
+        with nullcontext() if fits else pytest.raises(G2MError, match="takes about"):
+            check_memory(teacher, graph, torch.device("cuda"))
+
+
+def test_what_torch_has_of_a_gpu_and_does_not_use_is_free(monkeypatch):
+    known = {"mem_get_info": (10, 80), "memory_reserved": 50, "memory_allocated": 20}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert available_memory(torch.device("cuda")) == 10 + 50 - 20
+
+
+def group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def test_limits_of_control_groups_leave_what_is_not_used_and_files_pages(tmp_path):
+    stat = "anon 5\ninactive_file 300\nactive_file 70"
+    group(tmp_path / "a/b", memory__max="max", memory__current=990, memory__stat=stat)
+    group(tmp_path / "a", memory__max=1000, memory__current=999, memory__stat=stat)
+    group(tmp_path, memory__max=5000, memory__current=1000, memory__stat="inactive_file 0")
+    assert [*memory._left_by_groups("1:cpu:/a\n0::/a/b\n", tmp_path)] == [301, 4000]
+    assert [*memory._left_by_groups("0::/of/another/view\n", tmp_path)] == [4000]
+    assert [*memory._left_by_groups("", tmp_path)] == []
+
+
+def test_limits_of_control_groups_of_version_1(tmp_path):
+    for folder, limit, stat in (("", 2**63 - 4096, ""), ("job", 1000, "inactive_file 1\ntotal_inactive_file 300")):
+        files = {"memory__limit_in_bytes": limit, "memory__usage_in_bytes": 999, "memory__stat": stat}
+        group(tmp_path / "memory" / folder, **files)
+    assert [*memory._left_by_groups("4:memory:/job\n1:cpu,cpuacct:/\n0::/\n", tmp_path)] == [301, 2**63 - 4096 - 999]
 
 
 def test_free_memory_is_some_of_what_there_is():
