@@ -139,8 +139,10 @@ def _versions() -> dict[str, str]:
 
 def _parts(graph: Graph) -> list[str]:
     """The parts a graph is scored on."""
-    parts = [part for part in ("val", "test", "unseen") if part in graph.split]
-    return [*parts[:-1], "seen", "unseen", "cold"] if graph.setting == "inductive" else parts
+    parts = [part for part in ("val", "test") if part in graph.split]
+    if graph.setting == "transductive":
+        return parts
+    return [*parts, *(["seen"] if len(graph.part("seen")) else []), "unseen", "cold"]
 
 
 def _answers(graph: Graph, logits: Tensor, alone: Callable[[], Tensor]) -> dict[str, Answer]:
@@ -473,7 +475,7 @@ class Teacher(_Estimator):
         """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.
 
         Observed nodes are scored on the observed graph, unseen ones on the whole; ``cold`` are the unseen ones if
-        nothing is known of their edges.
+        nothing is known of their edges. Where all of ``test`` is unseen, there is no ``seen``.
         """
         return scores(self.answers(graph), graph.metric)
 
@@ -906,7 +908,8 @@ class Student(_Estimator):
     def evaluate(self, graph: Graph) -> dict[str, float]:
         """Return scores by part: ``val`` and ``test``; in the inductive setting also ``seen``, ``unseen`` and ``cold``.
 
-        ``cold`` are the unseen nodes if nothing is known of their edges: most students never look at one.
+        ``cold`` are the unseen nodes if nothing is known of their edges: most students never look at one. Where all of
+        ``test`` is unseen, there is no ``seen``.
         """
         return scores(self.answers(graph), graph.metric)
 

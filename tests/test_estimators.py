@@ -439,6 +439,16 @@ def test_scores_by_part(unseen):
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
+@pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
+def test_all_test_nodes_may_be_unseen(metric):
+    graph = replace(blocks(num_classes=2), metric=metric)
+    graph = graph.with_split({**graph.split, "unseen": graph.part("test")})
+    for estimator in (teacher().fit(graph), learner().fit(graph, outputs_of(graph))):
+        scores = estimator.evaluate(graph)
+        assert list(scores) == ["val", "test", "unseen", "cold"]
+        assert scores["test"] == scores["unseen"]
+
+
 def test_cold_are_the_unseen_nodes_without_their_edges(metric):
     graph = replace(blocks(90, num_classes=2, unseen=True), metric=metric)
     unseen, taught = graph.part("unseen"), teacher(max_epochs=10).fit(graph)
