@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sized
 from difflib import get_close_matches
 from math import inf, isfinite
-from numbers import Integral
+from numbers import Integral, Real
 
 
 class G2MError(ValueError):
@@ -53,9 +53,11 @@ def check_whole(argument: str, value: int, low: int = 1) -> int:
 def check_range(
     argument: str, value: float, low: float, high: float = inf, *, open_low: bool = False, open_high: bool = False
 ) -> float:
-    """Return ``value`` if it is finite and in [low, high], an end left out if it is open; else raise G2MError."""
-    inside = isinstance(value, (int, float)) and isfinite(value) and low <= value <= high
+    """Return ``value``, a Python number, if it is finite and in [low, high], an end left out if it is open; else raise
+    :class:`G2MError`."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    inside = number and isfinite(value) and low <= value <= high
     if inside and not (open_low and value == low) and not (open_high and value == high):
-        return value
+        return int(value) if isinstance(value, Integral) else float(value)
     brackets = "(" if open_low else "[", ")" if open_high else "]"
     raise G2MError(f"{argument}: expected a number in {brackets[0]}{low}, {high}{brackets[1]} (got {value!r}).")

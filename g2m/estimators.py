@@ -88,10 +88,11 @@ class _Estimator:
 
     def _check_options(self) -> None:
         """Refuse wrong options when they are given, not after a teacher is trained."""
+        for held in (vars(self), self.options):  # numpy's numbers are no JSON
+            held.update({name: value.item() for name, value in held.items() if isinstance(value, np.generic)})
         options = self._fit_options()
         resolve_device(options.pop("device"))
         check_options(**options)
-        self.seed = int(self.seed)  # numpy's integers are no JSON
         for name in ("hidden_channels", "num_layers"):
             check_whole(name, getattr(self, name))
         check_range("dropout", self.dropout, 0, 1)

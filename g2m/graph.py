@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import coalesce, contains_self_loops, remove_self_loops, subgraph
 
-from g2m.errors import G2MError, check_keys, check_range, choose
+from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.mapped import from_array, is_mapped, not_finite, rows_of
 from g2m.sparse import CSR, features
 
@@ -31,10 +31,11 @@ PARTS = ("train", "val", "test", "unseen")
 class Graph:
     """A node-classification graph, checked on construction and never changed afterwards.
 
+    Tensors and arrays that need no conversion are shared with you, not copied: nothing is to write into them.
+
     Args:
         x: node features ``[N, F]``; converted to float32. NaN and infinity are refused. Mapped from a file, as
-            ``numpy.load(path, mmap_mode="r")`` gives them, they stay there: float32, row by row, and nothing is to
-            write into them.
+            ``numpy.load(path, mmap_mode="r")`` gives them, they stay there: float32, row by row.
         edge_index: ``[2, E]`` node ids, source row first; converted to int64, duplicates merged. An undirected
             graph holds both arcs.
         y: labels ``[N]`` (or ``[N, 1]``), integers from 0; -1 marks an unlabelled node.
@@ -45,7 +46,7 @@ class Graph:
             unseen nodes alone.
         metric: ``"accuracy"`` (default) or ``"rocauc"`` (two classes).
         keep_loops: keep self-loops given in ``edge_index``; by default they are dropped, every model adds its own.
-        node_id: ids ``[N]`` of the nodes in the graph this one was cut from; default ``0 … N-1``.
+        node_id: ids ``[N]`` of the nodes in the graph this one was cut from, ascending; default ``0 … N-1``.
 
     Raises:
         G2MError: on any of the above not holding; the message names the argument and the first offender.
@@ -71,10 +72,7 @@ class Graph:
         put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
         put("edge_index", _edges(self.edge_index, len(self.x), self.keep_loops, self.name))
         put("split", _split(self.split, self.y))
-        node_id = torch.arange(len(self.x)) if self.node_id is None else self.node_id
-        if node_id.shape != (len(self.x),):
-            raise G2MError(f"node_id: expected {len(self.x)} ids, one per node (got shape {tuple(node_id.shape)}).")
-        put("node_id", node_id)
+        put("node_id", torch.arange(len(self.x)) if self.node_id is None else _node_id(self.node_id, len(self.x)))
 
     # -- ways in -----------------------------------------------------------------------------------------------
 
@@ -400,9 +398,18 @@ def _labels(y: Any, num_nodes: int) -> Tensor:
     return y.contiguous()
 
 
+def _node_id(node_id: Any, num_nodes: int) -> Tensor:
+    node_id = _integers("node_id", node_id, "ids of nodes")
+    if node_id.shape != (num_nodes,):
+        raise G2MError(f"node_id: expected {num_nodes} ids, one per node (got shape {tuple(node_id.shape)}).")
+    if node_id[0] < 0 or (node_id.diff() <= 0).any():
+        raise G2MError(f"node_id: expected ids from 0, each above the one before it (got {node_id[:5].tolist()} …).")
+    return node_id.contiguous()
+
+
 def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
     found = int(y.max()) + 1
-    num_classes = found if num_classes is None else num_classes
+    num_classes = found if num_classes is None else check_whole("num_classes", num_classes, 2)
     if num_classes < 2:
         raise G2MError(f"y: expected at least two classes (got {num_classes}).")
     if found > num_classes:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.utils import cumsum
 
-from g2m.errors import G2MError, check_keys, choose
+from g2m.errors import G2MError, check_keys, check_whole, choose
 from g2m.graph import METRICS, _integers, _tensor
 
 PARTS = ("train", "val", "test")
@@ -24,6 +24,8 @@ PARTS = ("train", "val", "test")
 @dataclass(frozen=True, eq=False, repr=False)
 class Graphs:
     """A graph-classification data set, stored end to end, checked on construction and never changed afterwards.
+
+    Tensors and arrays that need no conversion are shared with you, not copied: nothing is to write into them.
 
     ``len(graphs)``, ``graphs[i]`` and iteration see it as a list of PyG :class:`~torch_geometric.data.Data`. A graph
     may have no edges, or no nodes.
@@ -76,7 +78,7 @@ class Graphs:
         put("y", _labels(self.y, len(self)))
         put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
         put("split", _split(self.split, self.y))
-        graph_id = torch.arange(len(self)) if self.graph_id is None else self.graph_id
+        graph_id = torch.arange(len(self)) if self.graph_id is None else _integers("graph_id", self.graph_id, "ids")
         if graph_id.shape != (len(self),):
             raise G2MError(f"graph_id: expected {len(self)} ids, one per graph (got shape {tuple(graph_id.shape)}).")
         put("graph_id", graph_id)
@@ -394,7 +396,7 @@ def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
             raise G2MError(f"num_classes: expected 2 where y is [G, T], binary tasks (got {num_classes}).")
         return 2
     found = int(y.max()) + 1
-    num_classes = found if num_classes is None else num_classes
+    num_classes = found if num_classes is None else check_whole("num_classes", num_classes, 2)
     if num_classes < 2:
         raise G2MError(f"y: expected at least two classes (got {num_classes}).")
     if found > num_classes:

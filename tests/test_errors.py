@@ -1,3 +1,6 @@
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from g2m.errors import G2MError, check_keys, check_names, check_range, choose, nearest
@@ -49,6 +52,21 @@ def test_check_range(value, fine):
 def test_check_range_refuses_what_is_not_finite(value):
     with pytest.raises(G2MError, match=value):
         check_range("lr", float(value), 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(np.int64(100), int), (np.float32(0.5), float), (Fraction(1, 2), float), (2, int)]
+)
+def test_numbers_of_any_kind_become_pythons(value, kind):
+    found = check_range("lr", value, 0)
+    assert type(found) is kind
+    assert found == value
+
+
+@pytest.mark.parametrize("value", [True, np.True_])
+def test_a_truth_is_no_number(value):
+    with pytest.raises(G2MError, match=r"lam: expected a number in \[0, 1\]"):
+        check_range("lam", value, 0, 1)
 
 
 def test_check_range_leaves_open_ends_out():

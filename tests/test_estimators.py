@@ -689,9 +689,18 @@ def test_a_module_with_a_shape_of_ours_is_refused(options):
         Teacher(own(), **options)
 
 
-def test_numpy_seeds_are_whole_numbers(tmp_path):
-    student = learner(seed=np.int64(3)).fit(GRAPH, outputs_of(GRAPH))
-    assert Student.load(student.save(tmp_path / "s.safetensors")).seed == 3
+def test_numpy_numbers_are_numbers(tmp_path):
+    given = {"seed": np.int64(3), "patience": np.int64(2), "lr": np.float32(0.5), "dropout": np.float64(0.5)}
+    graph = replace(GRAPH, num_classes=np.int64(3))
+    student = learner(**given, batch_size=np.int32(7), lam=np.float32(0.25)).fit(graph, outputs_of(graph))
+    loaded = Student.load(student.save(tmp_path / "s.safetensors"))
+    assert (loaded.seed, loaded.patience, loaded.lr, loaded.batch_size) == (3, 2, 0.5, 7)
+    assert loaded.params()["lam"] == 0.25
+    taught = teacher(**given, max_epochs=np.int64(2), hidden_channels=np.int64(4), checkpoint_activations=False)
+    taught.fit(graph, cache=tmp_path)
+    assert (
+        len(teacher(**given, max_epochs=2, hidden_channels=4).fit(graph, cache=tmp_path, on_epoch=never).history_) == 2
+    )
     with pytest.raises(G2MError, match="seed: expected a whole number from 0"):
         learner(seed=-1)
 

@@ -46,6 +46,12 @@ def test_integral_floats_do_as_ids_and_labels():
     assert build(edge_index=EDGES.double(), y=Y.float()).fingerprint() == build().fingerprint()
 
 
+def test_ids_and_numbers_of_any_kind_become_torchs_and_pythons():
+    graph = build(node_id=np.array([0, 2, 3, 5, 8, 9], dtype=np.int32), num_classes=np.int64(4))
+    assert (graph.node_id.dtype, graph.node_id.tolist()) == (torch.int64, [0, 2, 3, 5, 8, 9])
+    assert type(graph.num_classes) is int
+
+
 def test_unlabelled_nodes_are_fine_outside_the_split():
     assert build(y=[0, 1, 0, 1, 0, -1], split={"train": [0], "test": [1]}).num_classes == 2
 
@@ -94,7 +100,16 @@ NAN[2, 0], NAN[4, 1] = float("nan"), float("inf")
         ({"y": Y.bool()}, "y: expected labels as integers"),
         ({"y": ["a"] * 6}, "y: expected a tensor or an array of numbers"),
         ({"y": Y - 3}, r"y: expected labels from 0, or -1 for unlabelled \(got -3 on node 0\)"),
-        ({"y": Y, "num_classes": 1}, "at least two classes"),
+        ({"y": Y, "num_classes": 1}, r"num_classes: expected a whole number from 2 \(got 1\)"),
+        ({"y": Y, "num_classes": 10.0}, r"num_classes: expected a whole number from 2 \(got 10\.0\)"),
+        ({"node_id": torch.arange(5)}, "node_id: expected 6 ids, one per node"),
+        ({"node_id": ["a"] * 6}, "node_id: expected a tensor or an array of numbers"),
+        (
+            {"node_id": [0, 1, 2, 2, 3, 4]},
+            r"node_id: expected ids from 0, each above the one before it \(got \[0, 1, 2",
+        ),
+        ({"node_id": [1, 0, 2, 3, 4, 5]}, "node_id: expected ids from 0, each above"),
+        ({"node_id": torch.arange(6) - 1}, "node_id: expected ids from 0, each above"),
         ({"y": Y * 0}, r"at least two classes \(got 1\)"),
         ({"y": Y * 0 - 1, "split": {}}, r"at least two classes \(got 0\)"),
         ({"y": Y * 3, "num_classes": 3}, r"y: expected labels below num_classes=3 \(got 3 on node 1\)"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -226,6 +227,12 @@ def test_a_graph_without_any_label_may_be_in_a_part_where_there_are_several_task
     assert tiny(y=[[nan, nan], [1, 0], [1, nan]]).part("train").tolist() == [0]
 
 
+def test_ids_and_numbers_of_any_kind_become_torchs_and_pythons():
+    graphs = tiny(graph_id=np.array([7, 5, 5], dtype=np.int32), num_classes=np.int64(4))
+    assert (graphs.graph_id.dtype, graphs.graph_id.tolist()) == (torch.int64, [7, 5, 5])
+    assert type(graphs.num_classes) is int
+
+
 def test_repr():
     assert repr(tiny(name="tiny")) == (
         "Graphs(name='tiny', num_graphs=3, num_nodes=4, num_edges=4, num_features=2, num_edge_features=1, "
@@ -268,6 +275,8 @@ def test_repr():
         ({"split": {"train": [0, 1], "val": [2], "test": [1]}}, "got graph 1 in 'train', 'test'"),
         ({"y": [0, 1, -1]}, "expected labelled graphs in 'test' .*graph 2"),
         ({"graph_id": torch.arange(4)}, "graph_id: expected 3 ids"),
+        ({"graph_id": ["a"] * 3}, "graph_id: expected a tensor or an array of numbers"),
+        ({"num_classes": 2.0}, r"num_classes: expected a whole number from 2 \(got 2\.0\)"),
     ],
 )
 def test_what_is_not_a_set_of_graphs_is_refused_with_the_reason(change, message):

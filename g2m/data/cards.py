@@ -56,7 +56,7 @@ class Card:
     default_split: str
     url: str = ""
     files: tuple[str, ...] = ()
-    size_mb: float | None = None
+    size_mb: int | float | None = None
     loader: dict[str, object] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
     normalize_features: bool = False

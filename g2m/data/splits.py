@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from g2m.errors import G2MError, check_range
+from g2m.errors import G2MError, check_range, check_whole
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -47,9 +47,9 @@ def cpf(y: Tensor, seed: int = 0, *, train_per_class: int = 20, val_per_class: i
     Raises:
         G2MError: if a class has too few nodes, or nothing is left for the test.
     """
-    check_range("train_per_class", train_per_class, 1)
-    check_range("val_per_class", val_per_class, 1)
-    y, classes = _known(y, train_per_class + val_per_class)
+    y, classes = _known(
+        y, check_whole("train_per_class", train_per_class) + check_whole("val_per_class", val_per_class)
+    )
     rng = _generator(seed)
     train = _per_class(rng, y, classes, train_per_class)
     val = _per_class(rng, np.where(np.isin(np.arange(len(y)), train), -1, y), classes, val_per_class)
@@ -84,7 +84,7 @@ def random(
     if num_val is None and num_test is None:
         raise G2MError("num_val, num_test: expected at most one of them to be None, the rest (got both).")
     rng = _generator(seed)
-    y, classes = _known(y, 1 if train is not None else int(check_range("train_per_class", train_per_class, 1)))
+    y, classes = _known(y, 1 if train is not None else check_whole("train_per_class", train_per_class))
     labelled = np.flatnonzero(y >= 0)
     if train is None:
         picked = _per_class(rng, y, classes, train_per_class)

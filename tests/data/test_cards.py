@@ -80,6 +80,10 @@ def test_read_card(tmp_path):
     assert card.counts == {"graphs": 1, "nodes": 4, "edges": 3, "features": 2, "classes": 2, "tasks": 1}
 
 
+def test_a_size_may_be_a_whole_number(tmp_path):
+    assert read_card(written(tmp_path, TOML.replace("size_mb = 0.5", "size_mb = 3"))).size_mb == 3
+
+
 def test_a_card_of_many_graphs_says_how_many(tmp_path):
     many = TOML.replace("node classification", "graph classification")
     with pytest.raises(G2MError, match=r"counts: expected an integer for 'graphs' \(got None\)"):

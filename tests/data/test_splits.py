@@ -132,6 +132,9 @@ def test_stratified_is_a_tenth_each_by_default_and_draws_evenly():
         (lambda: splits.cpf(Y, -1), "seed: expected an integer"),
         (lambda: splits.cpf(Y, 0.5), "seed: expected an integer"),
         (lambda: splits.cpf(Y, train_per_class=0), "train_per_class"),
+        (lambda: splits.cpf(Y, train_per_class=2.5), r"train_per_class: expected a whole number from 1 \(got 2\.5\)"),
+        (lambda: splits.cpf(Y, val_per_class=2.5), r"val_per_class: expected a whole number from 1 \(got 2\.5\)"),
+        (lambda: splits.random(Y, train_per_class=2.5), r"train_per_class: expected a whole number from 1"),
         (lambda: splits.random(Y), "at most 320 nodes together, what 80 training nodes leave over"),
         (lambda: splits.random(Y, num_val=320, num_test=None), "at most 320 nodes together"),
         (
