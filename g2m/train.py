@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
@@ -61,7 +62,7 @@ def check_options(*, lr: float, weight_decay: float, max_epochs: int, patience: 
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device named; ``"auto"`` is the first GPU if there is one, otherwise the CPU.
+    """Return the device named; ``"auto"`` is torch's current GPU if there is one, otherwise the CPU.
 
     Raises:
         G2MError: if there is no such device here.
@@ -336,7 +337,9 @@ class Run:
         """Record an epoch, and keep the state if it is as good as the best."""
         means = {key: float(value) / steps for key, value in sums.items()}
         if not math.isfinite(means["loss"]):
-            raise G2MError(f"loss: became {means['loss']} ({means}). Lower lr, or look for extreme feature values.")
+            raise G2MError(f"loss: became {means['loss']} ({means}). {mend}")
+        if not get_total_norm(self.adam.parameters, math.inf).isfinite():  # the last step came after the loss
+            raise G2MError(f"lr: expected steps that leave weights finite (got NaN or infinity, {means}). {mend}")
         record = {"epoch": len(self.history), **means}
         self.trained.eval()
         with torch.no_grad():
@@ -437,6 +440,6 @@ def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
         run.adam.state[int(index)][name].copy_(value)
     run.generator.set_state(tensors["random.batches"])
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
+    if run.device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
     run.history, run.best = History(**meta["history"]), group("best.")

@@ -172,6 +172,16 @@ def test_one_that_diverges_leaves_the_rest_alone(norm):
         same(together[i], alone[i].fit(GRAPH, outputs_of(GRAPH)), GRAPH)
 
 
+def test_one_whose_weights_overflow_in_its_last_step_fails_alone():
+    options = [{"seed": 0}, {"seed": 1, "lr": 1e38}, {"seed": 2}]
+    members = [student("mlp", batch_size="all", max_epochs=1, **each) for each in options]
+    failed = fit_stacked(members, GRAPH)
+    assert list(failed) == [1]
+    assert str(failed[1]).startswith("lr: expected steps that leave weights finite")
+    for i in (0, 2):
+        same(members[i], student("mlp", batch_size="all", max_epochs=1, **options[i]).fit(GRAPH), GRAPH)
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_mistake_in_a_loss_is_its_members_own(at):
     together = [Student(Fails(at=where), **SMALL, seed=seed) for seed, where in enumerate([-1, at, -1])]

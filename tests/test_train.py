@@ -218,6 +218,13 @@ def test_a_loss_that_is_not_finite(bad):
         train(loss=lambda o, b: {"label": label_loss(o, b), "bad": o.logits.sum() * 0 + bad}, max_epochs=2)
 
 
+def test_weights_that_are_not_finite_after_the_last_step():
+    model = mlp()
+    with pytest.raises(G2MError, match=r"lr: expected steps that leave weights finite .*Lower lr"):
+        train(model, validate=lambda: pytest.fail("asked"), lr=1e38, max_epochs=1)
+    assert not all(p.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_validation_score_that_is_not_finite(bad):
     with pytest.raises(G2MError, match=r"val: the validation score is .*single class"):
