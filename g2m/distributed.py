@@ -29,16 +29,23 @@ _joined = False
 def joined() -> Iterator[None]:
     """Join the processes that ``torchrun`` started: inside the block, :meth:`g2m.Student.fit` is shared among them.
 
-    A process that is alone goes on alone. A group that you made yourself is used, and left as it is.
+    A process that is alone goes on alone. A group that you made yourself is used, and left as it is; it has to carry
+    tensors of the CPU, too.
 
     Raises:
-        G2MError: if there are more processes on this machine than GPUs, where there are any.
+        G2MError: if there are more processes on this machine than GPUs, where there are any, or the group that is there
+            carries tensors of GPUs alone.
     """
     global _joined
     if _joined or not (dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         yield
         return
     begun = not dist.is_initialized()
+    if not begun and "cpu" not in (backend := dist.get_backend_config()):
+        raise G2MError(
+            f"backend: expected a group that carries tensors of the CPU as well (got {backend!r}). Make it with "
+            'torch.distributed.init_process_group("cpu:gloo,cuda:nccl").'
+        )
     if begun:
         local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if count and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > count:

@@ -160,6 +160,13 @@ def fit(
         saved, done = time.perf_counter(), len(run.history)
         disable = None if progress and first else True
         bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
+        if checkpoint is not None and run.shared:
+            reached = distributed.gather(torch.tensor([done]), [1] * distributed.size()).tolist()
+            if len({*reached}) > 1:
+                raise G2MError(
+                    f"checkpoint: expected a file that all joined processes read (got {str(checkpoint)!r}, epochs "
+                    f"{reached} by process). Put it in a folder that they share."
+                )
         with bar:
             while not run.finished:
                 train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,25 @@ def main(folder: Path) -> None:
             distributed.from_first(_mistake)
         except G2MError as error:
             said["mistake"] = str(error)
+        said["apart"] = _apart(folder / f"apart.{distributed.rank()}")
     (folder / f"said.{said['size']}.{os.environ['RANK']}.json").write_text(json.dumps(said))
+
+
+def _apart(checkpoint: Path) -> str:
+    """Of a checkpoint that is in no folder of all: the first process alone goes on from it."""
+    graph, options = blocks(), {"checkpoint": checkpoint, "checkpoint_seconds": 0}
+    student = Student("mlp", **OF_EVERY_METHOD)
+    with suppress(KeyboardInterrupt):
+        student.fit(graph, on_epoch=_stop, **options)
+    try:
+        student.fit(graph, **options)
+    except G2MError as error:
+        return str(error)
+    return "trained"
+
+
+def _stop(record) -> None:
+    raise KeyboardInterrupt
 
 
 def _mistake() -> None:
@@ -100,7 +119,10 @@ def test_with_dropout_they_still_agree_on_one_student(together):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_the_first_says_is_known_to_all_mistakes_too(together, rank):
     said = json.loads((together / f"said.2.{rank}.json").read_text())
+    apart = said.pop("apart")
     assert said == {"rank": 0, "size": 2, "mistake": "seed: expected another."}
+    assert apart.startswith("checkpoint: expected a file that all joined processes read")
+    assert "epochs [1, 0] by process" in apart
 
 
 def test_alone_nothing_is_joined():
@@ -108,6 +130,13 @@ def test_alone_nothing_is_joined():
         assert (distributed.rank(), distributed.size()) == (0, 1)
         assert distributed.from_first(lambda: 3) == 3
     assert not torch.distributed.is_initialized()
+
+
+def test_a_group_of_gpus_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(G2MError, match=r"backend: .*got 'cuda:nccl'.*cpu:gloo,cuda:nccl"), distributed.joined():
+        pass
 
 
 def test_rows_are_shared_out_evenly(monkeypatch):
