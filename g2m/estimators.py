@@ -343,6 +343,7 @@ class Teacher(_Estimator):
             validate[self.select],
             observe=getattr(model, "observe", None),
             checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
+            keep_checkpoint=True,
             identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
             progress=f"teacher · {graph.name}" if progress else None,
             on_epoch=on_epoch,
@@ -354,6 +355,7 @@ class Teacher(_Estimator):
         self.meta_ |= {"val": score, "figures": model.observe() if hasattr(model, "observe") else {}}
         if kept is not None:
             self.save(kept)
+            kept.with_suffix(".checkpoint").unlink(missing_ok=True)
         return self
 
     def _batches(
@@ -396,6 +398,7 @@ class Teacher(_Estimator):
             lambda: -float(sum(task(*batches.batch.inputs).extra.values())),
             observe=task.observe,
             checkpoint=kept.with_suffix(".checkpoint") if kept is not None else None,
+            keep_checkpoint=True,
             identity={"config": self._config(), "fingerprint": observed.fingerprint()} if kept is not None else None,
             progress=f"codes · {graph.name}" if progress else None,
             on_epoch=on_epoch,
@@ -408,6 +411,7 @@ class Teacher(_Estimator):
         self.meta_ = {**plain.meta_, "seconds": seconds, "figures": task.observe()}
         if kept is not None:
             self.save(kept)
+            kept.with_suffix(".checkpoint").unlink(missing_ok=True)
         return self
 
     def _member(self, i: int) -> Teacher:
@@ -735,8 +739,9 @@ class Student(_Estimator):
 
     def _fit_once(self, graph: Graph, outputs: TeacherOutputs | None, kept: Path | None, **options: Any) -> None:
         """Fit, or take over from the file of a student that was fitted on the same."""
+        method, _ = self._begin(graph, outputs)
         if kept is None:
-            self.fit(graph, outputs, **options)
+            self._fit_method(method, graph, outputs, checkpoint=None, **options)
             return
         identity = {"fingerprint": graph.observed().fingerprint(), "config": self._config()}
         identity["outputs"] = None if outputs is None else outputs.fingerprint()
@@ -745,9 +750,10 @@ class Student(_Estimator):
             if other.meta_.pop("identity", None) == json.loads(json.dumps(identity)):
                 self._take(other)
                 return
-        self.fit(graph, outputs, checkpoint=f"{kept}.checkpoint", **options)
+        checkpoint = Path(f"{kept}.checkpoint")
+        self._fit_method(method, graph, outputs, checkpoint=checkpoint, keep_checkpoint=True, **options)
         self.meta_["identity"] = identity
-        distributed.from_first(lambda: str(self.save(kept)))
+        distributed.from_first(lambda: [str(self.save(kept)), checkpoint.unlink(missing_ok=True)])
         del self.meta_["identity"]
 
     def _fit_method(
@@ -761,6 +767,7 @@ class Student(_Estimator):
         indicators: bool,
         progress: bool,
         on_epoch: OnEpoch | None,
+        keep_checkpoint: bool = False,
     ) -> Student:
         task = self._prepare(method, graph, outputs, indicators=indicators)
         identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint()}
@@ -773,6 +780,7 @@ class Student(_Estimator):
             task.validate,
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
+            keep_checkpoint=keep_checkpoint,
             identity=identity,
             observe=task.observe,
             progress=f"{method.name} · {graph.name}" if progress else None,

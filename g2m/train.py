@@ -103,6 +103,7 @@ def fit(
     device: torch.device | str = "auto",
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 20.0,
+    keep_checkpoint: bool = False,
     identity: Mapping[str, Any] | None = None,
     observe: Callable[[], Mapping[str, float]] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
@@ -127,6 +128,7 @@ def fit(
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         checkpoint: file to save to while training and to resume from if it exists; removed at the end.
         checkpoint_seconds: least time between two saves; default 20.
+        keep_checkpoint: leave it to the caller to remove the checkpoint, once the result is saved. Default False.
         identity: what a checkpoint must have been made for; another one is refused.
         observe: asked like ``validate``; what it gives joins the epoch's record.
         on_epoch: called with each epoch's record; may raise to stop, for example to prune a trial.
@@ -158,8 +160,6 @@ def fit(
         if checkpoint is not None and Path(checkpoint).exists():
             _resume(checkpoint, identity, run)
         saved, done = time.perf_counter(), len(run.history)
-        disable = None if progress and first else True
-        bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         if checkpoint is not None and run.shared:
             reached = distributed.gather(torch.tensor([done]), [1] * distributed.size()).tolist()
             if len({*reached}) > 1:
@@ -167,6 +167,8 @@ def fit(
                     f"checkpoint: expected a file that all joined processes read (got {str(checkpoint)!r}, epochs "
                     f"{reached} by process). Put it in a folder that they share."
                 )
+        disable = None if progress and first else True
+        bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         with bar:
             while not run.finished:
                 train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
@@ -181,7 +183,7 @@ def fit(
                 if on_epoch is not None:
                     on_epoch(record)
     run.restore()
-    if first and checkpoint is not None:
+    if first and checkpoint is not None and not keep_checkpoint:
         Path(checkpoint).unlink(missing_ok=True)
     return run.history
 
@@ -343,6 +345,7 @@ class Run:
     def judge(self, sums: Mapping[str, Tensor], steps: int) -> None:
         """Record an epoch, and keep the state if it is as good as the best."""
         means = {key: float(value) / steps for key, value in sums.items()}
+        mend = "Lower lr, or look for extreme feature values."
         if not math.isfinite(means["loss"]):
             raise G2MError(f"loss: became {means['loss']} ({means}). {mend}")
         if not get_total_norm(self.adam.parameters, math.inf).isfinite():  # the last step came after the loss

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -439,7 +440,6 @@ def test_scores_by_part(unseen):
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
-@pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
 def test_all_test_nodes_may_be_unseen(metric):
     graph = replace(blocks(num_classes=2), metric=metric)
     graph = graph.with_split({**graph.split, "unseen": graph.part("test")})
@@ -449,6 +449,7 @@ def test_all_test_nodes_may_be_unseen(metric):
         assert scores["test"] == scores["unseen"]
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "rocauc"])
 def test_cold_are_the_unseen_nodes_without_their_edges(metric):
     graph = replace(blocks(90, num_classes=2, unseen=True), metric=metric)
     unseen, taught = graph.part("unseen"), teacher(max_epochs=10).fit(graph)
@@ -675,6 +676,36 @@ def test_a_killed_teacher_goes_on_to_the_same_bits(tmp_path):
     assert whole.history_.best_epoch == resumed.history_.best_epoch
     assert [name.endswith(".safetensors") for name in os.listdir(tmp_path / "teachers")] == [True]
     dropping().fit(GRAPH, cache=tmp_path, on_epoch=never)
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenizer": "beside", "num_codes": 6}])
+def test_a_teacher_that_could_not_be_written_goes_on_from_its_checkpoint(options, tmp_path, monkeypatch):
+    teacher().fit(GRAPH, cache=tmp_path if options else None)  # what is beside it is written by itself
+    with monkeypatch.context() as patch:
+        patch.setattr(estimators, "fit", partial(estimators.fit, checkpoint_seconds=0))
+        patch.setattr(Teacher, "save", disk_full)
+        with pytest.raises(OSError, match="full"):
+            teacher(**options).fit(GRAPH, cache=tmp_path)
+    resumed = teacher(**options).fit(GRAPH, cache=tmp_path, on_epoch=never)
+    assert same_bits(weights(teacher(**options).fit(GRAPH)), weights(resumed))
+    assert all(name.endswith(".safetensors") for name in os.listdir(tmp_path / "teachers"))
+
+
+def test_a_tried_student_that_could_not_be_written_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    options, outputs = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}, outputs_of(GRAPH)
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "save", disk_full)
+        with pytest.raises(OSError, match="full"):
+            learner(method="auto", budget=2).fit(GRAPH, outputs, **options)
+    seen = []
+    resumed = learner(method="auto", budget=2).fit(GRAPH, outputs, on_epoch=seen.append, **options)
+    assert len(seen) == 3, "the second alone"
+    assert same_bits(weights(learner(method="auto", budget=2).fit(GRAPH, outputs)), weights(resumed))
+    assert list(tmp_path.iterdir()) == []
+
+
+def disk_full(*_):
+    raise OSError("full")
 
 
 def test_where_no_teacher_is_needed_outputs_are_optional():

@@ -403,6 +403,25 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(change, named, t
     assert (tmp_path / "c").read_bytes() == before
 
 
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(tmp_path, monkeypatch):
+    options = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    with pytest.raises(Killed):
+        run(on_epoch=kill_at(1), **options)
+    tensors, meta = storage.read(tmp_path / "c", "checkpoint")
+    storage.write(tmp_path / "c", "checkpoint", {**tensors, "random.cuda": tensors["random.cpu"]}, meta)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("the GPU is not used"))
+    assert same_bits(run(**options)[0], run()[0])
+
+
+def test_a_checkpoint_may_be_kept_until_the_result_is(tmp_path):
+    options = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
+    whole, history = run(keep_checkpoint=True, **options)
+    again, history_again = run(on_epoch=lambda record: pytest.fail("trained again"), **options)
+    assert same_bits(whole, again)
+    assert records(history) == records(history_again)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     options = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}
     with pytest.raises(Killed):
