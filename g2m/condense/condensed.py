@@ -394,7 +394,7 @@ def _graphs_of(arrays: Arrays, notes: Mapping[str, Any]) -> Graphs:
     return Graphs(
         x=None if x is None else x[torch.from_numpy(arrays["key"].astype(np.int64))],
         edge_index=torch.from_numpy(edge),
-        y=torch.zeros((num_graphs, 1) if notes["tasks"] else num_graphs, dtype=torch.long),  # labels are the set's
+        y=torch.zeros((num_graphs, 2) if notes["tasks"] else num_graphs, dtype=torch.long),  # labels are the set's
         ptr=torch.from_numpy(ptr),
         num_classes=notes["num_classes"],
         metric=notes["metric"],

@@ -178,6 +178,7 @@ def again(made: CondensedSet, folder) -> CondensedSet:
         assert first.dtype == second.dtype
         assert torch.equal(first.nan_to_num(7), second.nan_to_num(7))
     assert (loaded.meta, loaded.num_hops, len(loaded)) == (made.meta, made.num_hops, len(made))
+    assert loaded.fingerprint() == made.fingerprint()  # what was begun on it goes on
     return loaded
 
 
@@ -259,6 +260,13 @@ def test_labels_and_weights_are_the_same_from_a_file(y, per_task, folder):
     weight = torch.tensor([1, 128 / 255, 0.1, 1 / 255])
     weight = weight[:, None].repeat(1, 2) if per_task else weight
     again(CondensedSet(bags(random_graphs()), y, weight), folder)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_graphs_with_tasks_are_the_same_from_a_file(tasks, folder):
+    graphs = random_graphs(tasks=tasks)
+    found = again(CondensedSet(graphs, graphs.y, torch.ones(graphs.y.shape)), folder)
+    assert same_graphs(found.content, graphs)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 6, 10, 40])
