@@ -20,7 +20,7 @@ from g2m.graphs import Graphs
 SHARED = ("keep", "drop")
 PRIORS = ("train", "balanced")
 _CANDIDATES = 20_000  # closed sets that a cover is chosen from
-_LEAST = 8  # bytes of a record, or more: no more sets can fit
+_LEAST = 8  # bytes of a record, about: so many of them as the budget holds are candidates
 
 
 class TreeTable:
@@ -89,7 +89,7 @@ def mirage(
         faithful: the paper's way: sets mined class by class, each tree once, plain labels, chance to be drawn in
             proportion to support; and all frequent sets, where closed ones would do. Default ``False``.
         shared: with ``faithful``, sets that are frequent in several classes: ``"keep"`` (default), once for each;
-            ``"drop"``. Ours holds a set once, with shares of classes.
+            ``"drop"``, and leave what they would take of a budget. Ours holds a set once, with shares of classes.
         prior: of the classes, in the weights: ``"train"`` (default), as in the graphs; ``"balanced"``: all alike, and
             shares of classes accordingly.
         min_size: trees that a set must have, from 1 (default).
@@ -144,7 +144,7 @@ def _by_class(
         for c in present:
             transactions = table.counts[np.flatnonzero(y == c)]
             if budget is not None:
-                sets = within_budget(transactions, _size(table, num_classes), share, kind="frequent")
+                sets = within_budget(transactions, _size(table, num_classes, min_size), share, kind="frequent")
             else:
                 support = min_support[c] if isinstance(min_support, Mapping) else min_support
                 sets = mine(transactions, min_support=support, kind="frequent")
@@ -174,8 +174,9 @@ def _bags(table: TreeTable, patterns: Sequence[Itemset]) -> Trees:
     return table.bags(row, item, np.ones(len(item)), len(patterns))
 
 
-def _size(table: TreeTable, num_classes: int) -> Callable[[Sequence[Itemset]], int]:
+def _size(table: TreeTable, num_classes: int, min_size: int) -> Callable[[Sequence[Itemset]], int]:
     def size(patterns: Sequence[Itemset]) -> int:
+        patterns = [items for items in patterns if len(items) >= min_size]
         if not patterns:
             return 0
         label = torch.full((len(patterns),), num_classes - 1)
@@ -214,8 +215,9 @@ def _together(
     if budget is None:
         sets = mine(table.counts, min_support=min_support)
         return _records(table, [items for items in sets if len(items) >= min_size], prior)
-    sets = top_k(table.counts, min(max(budget // _LEAST, 1), _CANDIDATES))
-    patterns = [items for items in sets if len(items) >= min_size]
+    most = min(max(budget // _LEAST, 1), _CANDIDATES)
+    sets = top_k(table.counts, most if min_size == 1 else _CANDIDATES)  # smaller ones, often most of them, go
+    patterns = [items for items in sets if len(items) >= min_size][:most]
     order, chosen = _coverage_order(table.counts, patterns), []
 
     def make(size: int) -> CondensedSet:

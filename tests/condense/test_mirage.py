@@ -299,6 +299,20 @@ def test_no_budget_is_overrun_and_a_larger_one_holds_no_less(faithful, x, prior)
     assert before
 
 
+@pytest.mark.parametrize("min_size", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_sets_too_small_take_nothing_of_a_budget(seed, min_size):
+    graphs = small(seed)
+    for faithful in (False, True):
+        options = {"num_hops": 1, "min_size": min_size, "faithful": faithful}
+        every = mirage(graphs, min_support=1, **options)
+        enough = max((1 + faithful) * (every.nbytes().raw + 2 * len(every)), LEAST * len(every))  # for each class
+        made = mirage(graphs, budget=enough, **options)
+        assert made.nbytes().raw <= enough
+        found, expected = ({(frozenset(bag), str(y)) for bag, y, _ in records(one)} for one in (made, every))
+        assert found == expected
+
+
 @pytest.mark.parametrize("prior", ["train", "balanced"])
 def test_tasks_stay_within_their_budget(prior):
     graphs = small(0, tasks=3)
