@@ -158,12 +158,12 @@ def _by_class(
         total = {c: sum(sets.values()) for c, sets in found.items()}
         # A class is drawn by its share of the graphs, a set within it by its support.
         weight = np.array([support / total[c] * of_class[c] for _, c, support in records], np.float32)
-        return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), rounded(weight))
+        return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), _chances(weight))
 
     share = (budget or 0) / len(present)
     made = make(share)
     while budget is not None and (size := made.nbytes().raw) > budget:
-        share *= 0.95 * budget / size  # classes of many trees each need wider numbers together than apart
+        share *= 0.95 * budget / size  # together, classes may need wider numbers, of trees and weights, than apart
         made = make(share)
     return made
 
@@ -193,6 +193,14 @@ def rounded(weight: np.ndarray) -> torch.Tensor:
         return torch.zeros(weight.shape)
     weight = weight / weight.max()
     return torch.from_numpy((np.maximum(np.rint(weight * 255), 1) / 255).astype(np.float32))
+
+
+def _chances(weight: np.ndarray) -> torch.Tensor:
+    """Return weights as :func:`rounded` does, or in half precision if some would be raised: many are a class's share."""
+    if not weight.size or 255 * weight.min() >= 0.5 * weight.max():
+        return rounded(weight)
+    half = (weight / weight.max()).astype(np.float16)
+    return torch.from_numpy(np.maximum(half, np.finfo(np.float16).smallest_subnormal).astype(np.float32))
 
 
 def shares(values: np.ndarray) -> np.ndarray:

@@ -83,10 +83,10 @@ def records(made: CondensedSet) -> list[tuple[Counter, list | int, float | list]
     return list(zip(trees_of_bags(made.content), made.y.tolist(), made.weight.tolist(), strict=True))
 
 
-def check_weights(found: list[float], expected: list[float]) -> None:
-    """In 255ths of the largest, and none below one."""
+def check_weights(found: list[float], expected: list[float], least: float = PART) -> None:
+    """In 255ths of the largest, and none below ``least``."""
     expected = np.array(expected) / max(expected)
-    assert np.abs(np.array(found) - np.maximum(expected, PART)).max() <= PART / 2 + EXACT
+    assert np.abs(np.array(found) - np.maximum(expected, least)).max() <= PART / 2 + EXACT
 
 
 # -- the paper's -------------------------------------------------------------------------------------------------------
@@ -117,7 +117,8 @@ def test_faithful_sets_are_all_frequent_ones_of_each_class(graphs, num_hops, fir
     assert all(times == 1 for bag, _, _ in records(made) for times in bag.values())
     total = [sum(n for (_, c), n in expected.items() if c == label) for label in (0, 1)]
     size = torch.bincount(graphs.y, minlength=2).tolist() if prior == "train" else [1, 1]
-    check_weights([found[key] for key in expected], [n / total[c] * size[c] for (_, c), n in expected.items()])
+    chances = [n / total[c] * size[c] for (_, c), n in expected.items()]
+    check_weights([found[key] for key in expected], chances, least=0)
 
 
 def test_classes_are_drawn_as_they_come_in_training():
@@ -131,6 +132,21 @@ def test_classes_are_drawn_as_they_come_in_training():
     mass = mirage(graphs, num_hops=1, min_support=1, faithful=True, prior="balanced")
     mass = torch.zeros(2).index_add_(0, mass.y, mass.weight)
     assert float(mass[1] / mass.sum()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_rare_class_of_many_sets_keeps_its_share(tmp_path):
+    """97 graphs with one tree, three with six trees of their own each: 189 sets, each a small part of three hundredths."""
+    x = [*[0] * 97, *range(1, 19)]
+    graphs = Graphs(torch.tensor(x)[:, None], [], [0] * 97 + [1] * 3, [*range(98), 103, 109, 115])
+    made = mirage(graphs, num_hops=1, min_support=1, faithful=True)
+    size = made.nbytes().raw
+    made = CondensedSet.load(made.save(tmp_path / "set.safetensors"))
+    assert torch.bincount(made.y).tolist() == [1, 189]
+    mass = torch.zeros(2).index_add_(0, made.y, made.weight)
+    assert float(mass[1] / mass.sum()) == pytest.approx(0.03, rel=1e-3)
+    assert made.arrays["weight"].nbytes == 2 * 190
+    for budget in (size - 1, size + 1, 2 * size):
+        assert mirage(graphs, num_hops=1, budget=budget, faithful=True).nbytes().raw <= budget
 
 
 def test_one_threshold_serves_all_classes_as_a_number_or_a_share():
