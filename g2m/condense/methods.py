@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
@@ -122,8 +123,15 @@ def condense(
         "method": method,
         "data": graphs.name,
         "fingerprint": graphs.fingerprint(),
-        "options": {name: value for name, value in given.items() if value is not None},
+        "options": {name: _plain(value) for name, value in given.items() if value is not None},
         "seconds": round(time.perf_counter() - started, 3),
         "figures": dict(made.meta),
     }
     return replace(made, meta=meta)
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers as Python's, which a header can hold."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(of) for key, of in value.items()}
+    return value.item() if isinstance(value, np.generic) else value

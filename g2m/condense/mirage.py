@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import coo_array, csr_array
 
 from g2m.condense.condensed import CondensedSet, Trees
-from g2m.condense.mining import Itemset, cover, mine, top_k, within_budget
+from g2m.condense.mining import Cover, Itemset, cover, mine, top_k, within_budget
 from g2m.condense.program import attributes
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.errors import G2MError, check_whole, choose
@@ -20,6 +20,7 @@ from g2m.graphs import Graphs
 SHARED = ("keep", "drop")
 PRIORS = ("train", "balanced")
 _CANDIDATES = 20_000  # closed sets that a cover is chosen from
+_BLOCK = 256  # patterns whose trees are counted at a time
 _LEAST = 8  # bytes of a record, about: so many of them as the budget holds are candidates
 
 
@@ -293,10 +294,8 @@ def _records(table: TreeTable, patterns: Sequence[Itemset], prior: str) -> Conde
     label, known = table.labels()
     row = np.repeat(np.arange(len(patterns)), [len(items) for items in patterns])
     item = np.array([i for items in patterns for i in items], np.int64)
-    times, items = np.ones(len(item)), np.unique(item)
+    times = _totals(holders, table.counts, row, item) / support[row]
     if len(patterns):
-        mean = holders.totals(table.counts[:, items]) / support[:, None]
-        times = np.asarray(mean)[row, np.searchsorted(items, item)]
         size = holders.totals(sizes) / support
         times = times * (size / np.bincount(row, times))[row]
     content = table.bags(row, item, np.maximum(np.rint(times), 1), len(patterns))
@@ -312,3 +311,14 @@ def _records(table: TreeTable, patterns: Sequence[Itemset], prior: str) -> Conde
         share = np.divide(mass[1], weight, out=np.full_like(weight, np.nan), where=weight > 0)
         return CondensedSet(content, torch.from_numpy((np.rint(255 * share) / 255).astype(np.float32)), rounded(weight))
     return CondensedSet(content, torch.from_numpy(shares((mass / weight).T)), rounded(weight))
+
+
+def _totals(holders: Cover, counts: csr_array, row: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Return how often the graphs that hold each pattern ``row`` (ascending) have each class ``item`` of it ``[L]``."""
+    total = np.empty(len(item))
+    for first in range(0, len(holders), _BLOCK):
+        part = slice(*np.searchsorted(row, [first, first + _BLOCK]))
+        own, place = np.unique(item[part], return_inverse=True)
+        found = holders.dense(slice(first, first + _BLOCK)).astype(np.float64) @ counts[:, own]
+        total[part] = found[row[part] - first, place]
+    return total

@@ -136,6 +136,17 @@ def test_a_set_can_be_trained_on(method, graphs):
     assert trained.predict_logits(graphs).isfinite().all()
 
 
+@pytest.mark.parametrize("support", [2, {0: 2, 1: 3}], ids=["one", "each"])
+def test_options_of_numpy_are_kept_as_numbers(support, tmp_path):
+    by_numpy = np.int64(2) if support == 2 else {np.int64(c): np.int64(least) for c, least in support.items()}
+    plain, made = (
+        made_by("mirage", min_support=given, min_size=size, faithful=support != 2)
+        for given, size in ((support, 1), (by_numpy, np.int64(1)))
+    )
+    assert repr(made.meta["options"]) == repr(plain.meta["options"])
+    assert same_bits(CondensedSet.load(made.save(tmp_path / "set.safetensors")), plain)
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path):
     made = condense(GRAPHS, "random", num_hops=np.int64(2), seed=np.int32(1), budget=np.int64(400))
     assert same_bits(CondensedSet.load(made.save(tmp_path / "set.safetensors")), made)

@@ -200,6 +200,12 @@ def test_records_are_the_closed_sets_of_all_classes_together(graphs, num_hops, l
     check_weights(made.weight.tolist(), list(map(len, holders.values())))
 
 
+def test_trees_are_counted_the_same_some_patterns_at_a_time(monkeypatch):
+    whole = records(mirage(small(0), num_hops=2, min_support=1))
+    monkeypatch.setattr("g2m.condense.mirage._BLOCK", 3)
+    assert records(mirage(small(0), num_hops=2, min_support=1)) == whole
+
+
 @quick
 @given(st.integers(0, 99), hops, supports)
 def test_tasks_have_shares_of_known_labels_and_weights_of_their_own(seed, num_hops, least):
