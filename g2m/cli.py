@@ -504,19 +504,21 @@ def condense_command(
     as_json: Json = False,
 ) -> None:
     """Condense the training graphs of a data set to a few bytes that any GNN can be trained on."""
-    from g2m.condense import CondensedSet, condense, everything
+    from g2m.condense import CondensedSet, TreeTable, condense, everything
     from g2m.condense import inspect as inspect_trees
-    from g2m.condense.mirage import TreeTable
+    from g2m.condense.methods import function_of
     from g2m.data import load
     from g2m.experiments import key_values
 
-    graphs = load(data, seed=seed, root=root)
-    made: CondensedSet = condense(
-        graphs, method, num_hops=hops, budget=budget, seed=seed, **key_values(options or (), "min_size=2")
-    )
+    graphs, given = load(data, seed=seed, root=root), key_values(options or (), "min_size=2")
+    function_of(method, graphs, given)  # mistakes are refused before anything is counted
     train = graphs.subset(graphs.part("train"))
-    size, whole, table = made.nbytes(), everything(train).nbytes(), TreeTable(train, hops)
+    table = TreeTable(train, hops, given.get("degrees", False))
     inspection = inspect_trees(table.classes, train.batch)
+    if not as_json:
+        typer.echo(str(inspection))  # now: it says why, if nothing can be condensed
+    made: CondensedSet = condense(graphs, method, num_hops=hops, budget=budget, seed=seed, **given)
+    size, whole = made.nbytes(), everything(train).nbytes()
     path = made.save(target or Path(f"{data}-{method}.safetensors"))
     drawn = []
     if plots is not None:
@@ -530,7 +532,6 @@ def condense_command(
             | {"inspection": inspection.verdict, "plots": [str(p) for p in drawn]}
         )
         return
-    typer.echo(str(inspection))
     what = "graphs" if made.num_hops is None else "bags of trees"
     rows = [
         ["training graphs", f"{len(train):,} graphs", f"{whole.raw:,}", f"{whole.compressed:,}", "100"],

@@ -838,6 +838,15 @@ def test_condense_says_how_trees_repeat_and_writes_the_set(call, place):
     assert {path.name for path in (place / "plots").iterdir()} == {"atlas-skew.png", "atlas-trees.png"}
 
 
+@pytest.mark.parametrize(("options", "degrees"), [((), False), (("-o", "degrees=true"), True)])
+def test_condense_says_how_trees_repeat_first_and_of_those_it_takes(call, options, degrees):
+    train = (graphs := g2m.load("atlas", seed=0)).subset(graphs.part("train"))
+    expected = str(g2m.condense.inspect(g2m.condense.TreeTable(train, 2, degrees).classes, train.batch))
+    for budget, code in ((400, 0), (1, 2)):
+        found, out, err = call("condense", "atlas", "--hops", 2, "--budget", budget, *options)
+        assert (found, out.startswith(expected), bool(err)) == (code, True, code == 2)
+
+
 def test_condense_in_json_and_with_options(call):
     code, out, _ = call(
         "condense", "atlas", "--method", "mirage", "-o", "min_support=5", "--out", "small.safetensors", "--json"
@@ -855,8 +864,8 @@ def test_condense_in_json_and_with_options(call):
     [
         (["condense", "digits"], "expected g2m.Graphs"),
         (["condense", "atlas", "--method", "scord"], "Did you mean 'scored'"),
-        (["condense", "atlas", "--budget", "1%%"], "budget: expected bytes"),
-        (["condense", "atlas", "--budget", "1"], "budget"),
+        (["condense", "atlas", "--budget", "1%%", "--json"], "budget: expected bytes"),
+        (["condense", "atlas", "--budget", "1", "--json"], "budget"),
         (["condense", "atlas", "--method", "mirage", "-o", "min_suport=3"], "Did you mean 'min_support'"),
         (["bench-condense", "atlas", "--rows", "full,scord"], "--rows: expected names of"),
         (["bench-condense", "atlas", "--backbones", "gni"], "Did you mean 'gin'"),

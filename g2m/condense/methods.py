@@ -80,6 +80,20 @@ def budget_bytes(budget: int | str, graphs: Graphs) -> int:
     return check_whole("budget", budget)
 
 
+def function_of(method: str, graphs: Graphs, options: Mapping[str, Any]) -> Callable[..., CondensedSet]:
+    """Return the function of a method, once it has been checked that it takes such graphs and options.
+
+    Raises:
+        G2MError: on an unknown method or option, or on anything but :class:`~g2m.graphs.Graphs`.
+    """
+    if not isinstance(graphs, Graphs):
+        raise G2MError(f"graphs: expected g2m.Graphs (got {type(graphs).__name__}). Load a card of sets of graphs.")
+    function = METHODS[choose("method", method, METHODS)]
+    allowed = [p for p in inspect.signature(function).parameters if p not in ("graphs", "budget", "num_hops", "seed")]
+    check_keys(f"method {method!r}", options, allowed)
+    return function
+
+
 def condense(
     graphs: Graphs,
     method: str = "scored",
@@ -105,11 +119,7 @@ def condense(
     Raises:
         G2MError: on an unknown method or option, or a budget too small for anything.
     """
-    if not isinstance(graphs, Graphs):
-        raise G2MError(f"graphs: expected g2m.Graphs (got {type(graphs).__name__}). Load a card of sets of graphs.")
-    function = METHODS[choose("method", method, METHODS)]
-    allowed = [p for p in inspect.signature(function).parameters if p not in ("graphs", "budget", "num_hops", "seed")]
-    check_keys(f"method {method!r}", options, allowed)
+    function = function_of(method, graphs, options)
     num_hops, seed = check_whole("num_hops", num_hops), check_whole("seed", seed, 0)
     train = graphs.subset(graphs.part("train"))
     started = time.perf_counter()
