@@ -202,7 +202,7 @@ def test_records_are_the_closed_sets_of_all_classes_together(graphs, num_hops, l
 
 def test_trees_are_counted_the_same_some_patterns_at_a_time(monkeypatch):
     whole = records(mirage(small(0), num_hops=2, min_support=1))
-    monkeypatch.setattr("g2m.condense.mirage._BLOCK", 3)
+    monkeypatch.setitem(mirage.__globals__, "_BLOCK", 3)
     assert records(mirage(small(0), num_hops=2, min_support=1)) == whole
 
 
