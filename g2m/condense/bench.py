@@ -26,6 +26,7 @@ from g2m.condense.scored import CountModel
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
+from g2m.estimators import _versions
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, divides_by_degrees, shape_of
@@ -132,7 +133,8 @@ class CondenseCell:
         given = {"method": method, "num_hops": self.hops, "budget": self.budget, "seed": self.seed, **options}
         if "min_support" in options or method == "lossless":
             given["budget"] = None
-        identity = json.dumps({**given, "fingerprint": graphs.fingerprint()}, sort_keys=True, default=str)
+        identity = {**given, "fingerprint": graphs.fingerprint(), "versions": _versions()}
+        identity = json.dumps(identity, sort_keys=True, default=str)
         name = hashlib.sha256(identity.encode()).hexdigest()[:24]
         path = Path(cache_folder() if cache is None else cache) / "condensed" / f"{name}.safetensors"
         if path.exists():
@@ -236,9 +238,9 @@ def cells(
                 chosen = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
                 for backbone in (None,) if row in WITHOUT_NETWORK else backbones:
                     own = chosen
-                    if row == "mirage, faithful" and hops is None and not divides_by_degrees(backbone):
+                    if row == "mirage, faithful" and depth == known.get("hops") and not divides_by_degrees(backbone):
                         # Of trees that tell degrees apart fewer repeat: the budget decides there.
-                        own = {"min_support": dict(enumerate(known["min_support"])), **own} if known else own
+                        own = {"min_support": dict(enumerate(known["min_support"])), **own}
                     given: dict[str, Any] = {}
                     if backbone is not None:
                         given = dict(options)

@@ -38,6 +38,16 @@ def test_rows_without_a_network_are_there_once():
     assert len({cell.key for cell in found}) == len(found)
 
 
+@pytest.mark.parametrize("backbone", ["gin", "gcn"])
+def test_shipped_thresholds_are_those_of_shipped_hops_said_or_not(backbone):
+    options = {"rows": ["mirage, faithful"], "backbones": [backbone], "seeds": 1}
+    unsaid, said, other = (cells(["nci1"], hops=hops, **options)[0] for hops in (None, 2, 3))
+    assert unsaid == said
+    assert unsaid.method_options == ({"min_support": {0: 440, 1: 570}} if backbone == "gin" else {})
+    assert other.method_options == {}
+    assert cells(["atlas"], **options)[0].method_options == {}
+
+
 def test_every_row_gives_a_record_and_a_line(tmp_path):
     found = grid(ROWS, backbones=["gcn"], overrides=("max_epochs=2", "hidden_channels=8", "doscond.steps=2"))
     records = list(run(found, out=tmp_path / "results.jsonl"))
@@ -104,6 +114,14 @@ def test_a_set_is_made_once_for_all_networks(monkeypatch):
     for cell in grid(["scored", "shuffled scored"], backbones=["gin", "sage"]):
         cell.run()
     assert len(made) == 1
+
+
+def test_a_set_made_by_another_version_is_not_taken(monkeypatch, cache):
+    (cell,) = grid(["scored"])
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(g2m, "__version__", version)
+        cell.condensed(cell.graphs())
+    assert len(list((cache / "condensed").iterdir())) == 2
 
 
 def test_labels_are_shuffled_and_nothing_else(monkeypatch):
