@@ -15,7 +15,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from heapq import heappop, heappush
 from itertools import chain, islice
 from math import ceil, inf, isqrt
@@ -71,41 +70,6 @@ class Itemsets:
             f"support from {self.min_support:,}{size})"
         )
 
-    @cached_property
-    def _holders(self) -> dict[int, set[int]]:
-        """The positions of the itemsets that hold an item."""
-        holders: dict[int, set[int]] = {}
-        for position, itemset in enumerate(self.items):
-            for item in itemset:
-                holders.setdefault(item, set()).add(position)
-        return holders
-
-    def support(self, pattern: Iterable[int]) -> int:
-        """Return the support of any frequent itemset: the highest of a superset here, which its closure has.
-
-        Args:
-            pattern: items in any order; none at all are in every transaction.
-
-        Raises:
-            G2MError: if no itemset here contains it, or if these are maximal and it is not one of them.
-        """
-        pattern = _pattern(pattern)
-        if not pattern:
-            return self.num_transactions
-        holders = set.intersection(*(self._holders.get(item, set()) for item in pattern))
-        first = min(holders, default=None)  # the highest support comes first
-        if first is None:
-            raise G2MError(
-                f"pattern: expected items that one of {self!r} contains (got {pattern}). "
-                "Count it in the data: cover(transactions, [pattern]).support."
-            )
-        if self.kind == "maximal" and self.items[first] != pattern:
-            raise G2MError(
-                f"pattern: expected a maximal itemset (got {pattern}, a part of some): "
-                "maximal itemsets do not tell the support of their parts. Mine kind='closed'."
-            )
-        return int(self.supports[first])
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cover:
@@ -134,10 +98,6 @@ class Cover:
         """Return whether each pattern is contained ``[P, N]``, for all patterns (default) or some."""
         return np.unpackbits(self.bits[patterns], axis=1, count=self.num_transactions).view(np.bool_)
 
-    def union(self) -> NDArray[np.bool_]:
-        """Return whether a transaction contains any of the patterns ``[N]``."""
-        return np.unpackbits(np.bitwise_or.reduce(self.bits, axis=0), count=self.num_transactions).view(np.bool_)
-
     def totals(self, values: ArrayLike | sparray | spmatrix) -> NDArray[np.float64]:
         """Return sums over the transactions that contain each pattern, ``[P]`` or ``[P, C]``.
 
@@ -150,7 +110,11 @@ class Cover:
             G2MError: if there is not one value per transaction.
         """
         values = values if issparse(values) else np.asarray(values, np.float64)
-        _check_rows("values", values, self.num_transactions)
+        if not 1 <= values.ndim <= 2 or values.shape[0] != self.num_transactions:
+            raise G2MError(
+                f"values: expected {self.num_transactions}, one per transaction (got shape {tuple(values.shape)}). "
+                "Take them in the order of the transactions."
+            )
         blocks = [slice(i, i + _BLOCK) for i in range(0, max(len(self), 1), _BLOCK)]
         return np.concatenate([self.dense(block).astype(np.float64) @ values for block in blocks])
 
@@ -314,25 +278,6 @@ def cover(transactions: Transactions, patterns: Iterable[Iterable[int]]) -> Cove
         np.bitwise_and.reduce(columns[[place.get(item, -1) for item in pattern]], axis=0, initial=255, out=row)
         row &= full
     return Cover(bits, num)
-
-
-def coverage(transactions: Transactions, patterns: Iterable[Iterable[int]], weight: ArrayLike | None = None) -> float:
-    """Return the share of transactions, or of their weight, that contain at least one pattern; of nothing, 0.
-
-    Args:
-        transactions: as in :func:`mine`.
-        patterns: itemsets, or :class:`Itemsets`.
-        weight: of the transactions ``[N]``, from 0; default None: all the same.
-
-    Raises:
-        G2MError: if there is not one finite weight from 0 per transaction, or on what :func:`cover` refuses.
-    """
-    covered = cover(transactions, patterns).union()
-    weight = np.ones(len(covered)) if weight is None else np.asarray(weight, np.float64)
-    _check_rows("weight", weight, len(covered), ndim=1)
-    if not (np.isfinite(weight) & (weight >= 0)).all():
-        raise G2MError("weight: expected finite numbers from 0 (got others). Replace them.")
-    return float(weight[covered].sum() / weight.sum()) if weight.any() else 0.0
 
 
 # -- counts as items -------------------------------------------------------------------------------------------------
@@ -608,11 +553,3 @@ def _check_options(kind: str, kinds: Iterable[str], max_size: int | None) -> Non
     choose("kind", kind, kinds)
     if max_size is not None:
         check_whole("max_size", max_size)
-
-
-def _check_rows(argument: str, values: NDArray | sparray | spmatrix, num: int, ndim: int = 2) -> None:
-    if not 1 <= values.ndim <= ndim or values.shape[0] != num:
-        raise G2MError(
-            f"{argument}: expected {num}, one per transaction (got shape {tuple(values.shape)}). "
-            "Take them in the order of the transactions."
-        )

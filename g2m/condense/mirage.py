@@ -197,7 +197,7 @@ def rounded(weight: np.ndarray) -> torch.Tensor:
 
 
 def _chances(weight: np.ndarray) -> torch.Tensor:
-    """Return weights as :func:`rounded` does, or in half precision if some would be raised: many are a class's share."""
+    """Return weights as :func:`rounded` does, or as halves where it would raise some: many may make up a class."""
     if not weight.size or 255 * weight.min() >= 0.5 * weight.max():
         return rounded(weight)
     half = (weight / weight.max()).astype(np.float16)

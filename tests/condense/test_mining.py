@@ -18,7 +18,6 @@ from g2m.condense.mining import (
     Itemsets,
     count_items,
     cover,
-    coverage,
     mine,
     top_k,
     within_budget,
@@ -164,7 +163,6 @@ def test_shares_do_not_suffer_from_rounding_and_one_is_a_count():
 def test_of_nothing_there_is_nothing(database, kind):
     found = mine(database, min_support=0.5, kind=kind)
     assert (found.items, found.supports.tolist()) == ((), [])
-    assert coverage(database, found) == 0
     assert len(cover(database, found)) == 0
     if kind != "maximal":
         assert len(top_k(database, 3, kind=kind)) == len(within_budget(database, len, 3, kind=kind)) == 0
@@ -206,35 +204,10 @@ def test_itemsets_of_real_graphs(data_root, name, num_hops, label, threshold, fr
     expected = {"frequent": frequent, "closed": closed, "maximal": maximal}
     found = {kind: mine(database, min_support=threshold, kind=kind) for kind in KINDS}
     assert {kind: len(itemsets) for kind, itemsets in found.items()} == expected
-    assert (
-        coverage(database, found["closed"]) == coverage(database, found["frequent"]) == pytest.approx(share, abs=0.01)
-    )
+    covered = [cover(database, found[kind]).dense().any(0) for kind in ("closed", "frequent")]
+    assert np.array_equal(*covered)
+    assert covered[0].mean() == pytest.approx(share, abs=0.01)
     assert top_k(database, 100).items == found["closed"].items[:100] or len(found["closed"]) < 100
-    assert all(found["closed"].support(p) == s for p, s in pairs(found["frequent"]))
-
-
-# -- supports --------------------------------------------------------------------------------------------------------
-
-
-@quick
-@given(databases, thresholds, st.none() | st.integers(1, 4))
-def test_closed_itemsets_recover_the_support_of_every_frequent_one(database, threshold, max_size):
-    closed = mine(database, min_support=threshold, max_size=max_size)
-    assert closed.support([]) == len(database)
-    for pattern, support in by_definition(database, threshold, "frequent"):
-        if any(set(pattern) <= set(p) for p in closed):
-            assert closed.support(reversed(pattern)) == support
-        else:
-            assert max_size is not None
-            with pytest.raises(G2MError, match=r"^pattern: .*cover\(transactions"):
-                closed.support(pattern)
-
-
-def test_maximal_itemsets_tell_their_own_support_alone():
-    maximal = mine([{0, 1}, {0, 1}, {0}], min_support=2, kind="maximal")
-    assert maximal.support([1, 0]) == 2
-    with pytest.raises(G2MError, match="Mine kind='closed'"):
-        maximal.support([0])
 
 
 # -- top k -----------------------------------------------------------------------------------------------------------
@@ -359,17 +332,12 @@ def test_covers_are_those_of_the_definition(database, patterns, data):
     covers = cover(database, patterns)
     assert np.array_equal(covers.dense(), expected)
     assert np.array_equal(covers.support, expected.sum(1))
-    assert np.array_equal(covers.union(), expected.any(0))
     assert covers.bits.shape == (len(patterns), -(-len(database) // 8))
     sizes = data.draw(st.lists(st.integers(0, 9), min_size=len(database), max_size=len(database)))
     values = np.stack([np.array(sizes, dtype=float), np.ones(len(database))], 1)
     for given_ in (values, csr_array(values)):
         assert np.array_equal(covers.totals(given_), expected @ values)
     assert np.array_equal(covers.totals(sizes), expected @ np.array(sizes, dtype=float))
-    share = expected.any(0).mean() if database else 0
-    assert coverage(database, patterns) == pytest.approx(share)
-    weighted = expected.any(0) @ np.array(sizes) / sum(sizes) if sum(sizes) else 0
-    assert coverage(database, patterns, sizes) == pytest.approx(weighted)
 
 
 @quick
@@ -430,7 +398,7 @@ def test_a_closed_itemset_has_all_that_its_canonical_form_implies(database, enco
         ]
         assert tuple(implied) == pattern
         assert support == sum(all(reaches(row, t, m, encoding) for t, m in decoded) for row in database)
-        assert closed.support(items.canonical(pattern)) == support
+        assert cover(matrix, [items.canonical(pattern)]).support.tolist() == [support]
     assert len({items.canonical(p) for p in closed}) == len(closed)
 
 
@@ -513,10 +481,6 @@ def test_multiplicities_are_whole(value):
         (lambda d: count_items(d)[1].decode([2]), "pattern: expected items below 2"),
         (lambda d: cover(d, (0, 1)), "pattern: expected a set of items .*Wrap"),
         (lambda d: cover(d, [[0]]).totals([1.0]), r"values: expected 2, one per transaction \(got shape \(1,\)\)"),
-        (lambda d: coverage(d, [[0]], [1.0]), "weight: expected 2"),
-        (lambda d: coverage(d, [[0]], [[1.0], [1.0]]), "weight: expected 2"),
-        (lambda d: coverage(d, [[0]], [1.0, -1.0]), "weight: expected finite numbers from 0"),
-        (lambda d: coverage(d, [[0]], [1.0, float("nan")]), "weight: expected finite numbers from 0"),
     ],
 )
 def test_what_is_out_of_range_is_named(call, message):
