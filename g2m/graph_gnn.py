@@ -27,7 +27,8 @@ def columns(x: Tensor) -> int | list[int]:
 class Encoder(nn.Module):
     """Attributes into vectors: a linear map of numbers, or the sum of one embedding per column of categories.
 
-    A category that was not there in training adds nothing.
+    A category above all of training's adds nothing. One below the highest that was not there has a vector nonetheless:
+    the one it was drawn with.
 
     Args:
         columns: F for numbers ``[N, F]``; for categories, how many each column has.
