@@ -51,7 +51,7 @@ def cpu(call: Callable[..., Any], *given: Any, **options: Any) -> tuple[Any, flo
 
 
 def memory() -> float:
-    """Return the most memory this process has had, in GB."""
+    """Return the most memory this process has had, in GB: rows made before count as well."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

@@ -135,7 +135,7 @@ def test_classes_are_drawn_as_they_come_in_training():
 
 
 def test_a_rare_class_of_many_sets_keeps_its_share(tmp_path):
-    """97 graphs with one tree, three with six trees of their own each: 189 sets, each a small part of three hundredths."""
+    """97 graphs with one tree, three with six trees of their own each: 189 sets share three hundredths."""
     x = [*[0] * 97, *range(1, 19)]
     graphs = Graphs(torch.tensor(x)[:, None], [], [0] * 97 + [1] * 3, [*range(98), 103, 109, 115])
     made = mirage(graphs, num_hops=1, min_support=1, faithful=True)
