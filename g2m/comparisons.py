@@ -1,7 +1,8 @@
 """Models compared: differences over seeds and over data sets, ranks, speed, cost of training.
 
 Everything starts from the rows of :func:`g2m.report.grouped`. A *pair* is a data set and a backbone of the teacher:
-within one, students are compared with each other; one that has no teacher is compared in every pair of its data set.
+within one, students are compared with each other; one that has no teacher is compared in every pair of its data set,
+with another that has none once a data set.
 """
 
 from __future__ import annotations
@@ -127,7 +128,11 @@ def reference(rows: Iterable[Row], against: str | None = None) -> str | None:
 
 
 def pairs(rows: Iterable[Row], setting: str) -> dict[Pair, list[Row]]:
-    """Return the students of each pair; what has no teacher is in every pair of its data set."""
+    """Return the students of each pair; what has no teacher is in every pair of its data set.
+
+    Raises:
+        G2MError: if two students of a pair have one name.
+    """
     rows = [row for row in rows if row["setting"] == setting and row["method"] != TEACHER]
     options = Counter(data for data, _ in {(row["data"], row["of_data"]) for row in rows})
     names = [row["data"] if options[row["data"]] == 1 else f"{row['data']} {row['of_data']}" for row in rows]
@@ -139,6 +144,13 @@ def pairs(rows: Iterable[Row], setting: str) -> dict[Pair, list[Row]]:
     for data, row in zip(names, rows, strict=True):
         for teacher in [row["teacher"]] if row["teacher"] is not None else teachers.get(data, [None]):
             found.setdefault((data, teacher), []).append(row)
+    for (data, teacher), members in found.items():
+        name, count = Counter(row["name"] for row in members).most_common(1)[0]
+        if count > 1:
+            raise G2MError(
+                f"results: expected one row a model (got {count} of {name!r} on {data}, teacher {teacher or 'none'}: "
+                "the same options, written otherwise). Leave out one of them."
+            )
     return found
 
 
@@ -151,21 +163,21 @@ def differences(rows: Iterable[Row], setting: str, part: str, against: str | Non
         against: the reference method, or ``None`` for none. Of its students the one of the same teacher is taken, else
             the one with the shipped options.
     """
-    found: dict[str, list[Difference]] = {}
-    for (data, teacher), members in pairs(rows, setting).items():
+    found: dict[str, dict[tuple, Difference]] = {}
+    for (data, _), members in pairs(rows, setting).items():
         for row in members:
-            others = {TEACHER: row["teacher_by_seed"]}
+            others = {TEACHER: (row["teacher"], row["teacher_by_seed"])}
             if against is not None and (other := _reference_of(row, members, against)) is not None:
-                others[against] = other["by_seed"]
-            for name, scores in others.items():
+                others[against] = row["teacher"] or other["teacher"], other["by_seed"]
+            for name, (whose, scores) in others.items():
                 ours, theirs = _of_part(row["by_seed"], part), _of_part(scores, part)
                 if ours.keys() & theirs.keys():
-                    difference = Difference(setting, part, data, teacher, row["name"], name, *paired(ours, theirs))
-                    found.setdefault(name, []).append(difference)
+                    difference = Difference(setting, part, data, whose, row["name"], name, *paired(ours, theirs))
+                    found.setdefault(name, {})[data, whose, row["name"]] = difference
     corrected = []
     for family in found.values():
-        values = holm([difference.p for difference in family])
-        corrected += [replace(d, p_holm=p) for d, p in zip(family, values, strict=True)]
+        values = holm([difference.p for difference in family.values()])
+        corrected += [replace(d, p_holm=p) for d, p in zip(family.values(), values, strict=True)]
     return corrected
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from g2m.errors import G2MError
-from g2m.experiments import nearest
+from g2m.experiments import Experiment, find, nearest
 from g2m.methods import REGISTRY
 
 Record = Mapping[str, Any]
+COMMON = "common"  # options of :func:`g2m.experiments.alike`, where a method's published ones are there as well
 PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen", "cold")}
 
 
@@ -33,9 +34,11 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return one row per data set, setting, teacher, method and options, teachers included, over seeds.
 
     A row has ``data``, ``setting``, ``teacher``, ``method`` (``"teacher"`` for the teacher itself), ``tokenizer``
-    (where the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment), ``seeds``,
-    ``scores`` (part → list over the seeds that have it), ``published`` (part → [mean, std] in percent; none where a
-    hyper-parameter of the method was changed), ``run`` (size of the model) and ``seconds`` (mean training time).
+    (where the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment, or from that
+    of :func:`g2m.experiments.alike` where it is nearer; this one is called ``common`` where rows of a method would
+    else read the same), ``seeds``, ``scores`` (part → list over the seeds that have it), ``published`` (part → [mean,
+    std] in percent; none where a hyper-parameter of the method was changed), ``run`` (size of the model) and
+    ``seconds`` (mean training time).
     """
     rows = []
     for row in grouped(records):
@@ -57,6 +60,7 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
     teacher has several students of that method.
     """
     rows: dict[tuple, dict[str, Any]] = {}
+    nearest_to: dict[tuple, tuple[Experiment, Mapping[str, Any]]] = {}  # and the configuration
 
     def add(record: Record, who: str, groups: Sequence[str], scores: Any, run: Any) -> None:
         experiment = nearest(record["config"])
@@ -65,6 +69,7 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
         key = (record["data"], record["setting"], record["teacher"], method, used)
         if key not in rows:
             rows[key] = dict(zip(("data", "setting", "teacher", "method"), key, strict=False))
+            nearest_to[key] = experiment, record["config"]
             rows[key]["tokenizer"] = record["config"]["teacher_options"].get("tokenizer")
             rows[key]["options"] = _changed(experiment.config(), record["config"], groups)
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
@@ -86,8 +91,19 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
         if "teacher_scores" in record:
             add(record, "teacher", ("data", "teacher"), record["teacher_scores"], record["teacher_run"])
         add(record, "student", ("data", "teacher", "student"), record["scores"], record["run"])
+    shown = Counter(map(_shown, rows.values()))
+    same = [row for row in rows.values() if shown[_shown(row)] > 1]
+    methods = {row["method"] for row in same} - {"teacher"}
+    blocks = {_block(row) for row in same if row["method"] == "teacher"}
+    for key, row in rows.items():
+        experiment, config = nearest_to[key]
+        if row["method"] in methods and experiment != find(experiment.data, experiment.method, experiment.teacher):
+            row["options"] = f"{COMMON} {row['options']}".strip()
+        elif row["method"] == "teacher" and _block(row) in blocks:  # as different methods' experiments have them
+            plain = find(row["data"], "glnn", row["teacher"])
+            row["options"] = _changed(plain.config(), config, ("data", "teacher"))
     students_of = Counter((*_block(row), row["method"]) for row in rows.values())
-    several = {method for (*_, method), count in students_of.items() if count > 1}
+    several = methods | {method for (*_, method), count in students_of.items() if count > 1}
     for row in rows.values():
         row["by_seed"] = dict(sorted(row["by_seed"].items()))
         more = [f"+ codes {row['tokenizer']}" if row["tokenizer"] else "", row["options"]]
@@ -103,6 +119,11 @@ def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
 def _block(row: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
     """Rows of one block are compared with each other: same data and setting, teachers of one backbone."""
     return row["data"], row["of_data"], row["setting"], row["teacher"]
+
+
+def _shown(row: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """What tells a row from others where tables show it."""
+    return tuple(row[name] for name in ("data", "setting", "teacher", "method", "tokenizer", "options"))
 
 
 def _differ(shipped: Mapping[str, Any], used: Mapping[str, Any], group: str, name: str) -> bool:
@@ -210,6 +231,8 @@ def sections(records: Iterable[Record]) -> list[Section]:
             "layers × width, parameters. `model ← TEACHER` is a student. "
             f"{', '.join(f'{k} {v}' for k, v in versions.items())}."
         )
+        if any(COMMON in row["options"].split() for row in rows):
+            note += f" `{COMMON}`: with the teacher and the student that every method has on the data set (`--all`)."
         found[-1] = replace(found[-1], notes=[note, *(f"Published: {source}." for source in sorted(sources))])
     if of_sets := [record for record in records if "row" in record]:
         from g2m.condense.bench import NOTE, tables  # it needs what this module needs

@@ -77,9 +77,10 @@ def _overall_sections(against: str | None, totals: Sequence[Overall]) -> list[Se
             header = ["model", "pairs", *_over(others, "+ / = / −", "p")]
             found.append(Section(f"Over all data sets: {', '.join(case)}", header, table))
     note = (
-        "Means over pairs of a data set and a teacher's backbone. `+ / = / −`: pairs with a significant gain, neither, "
-        "with a significant loss. `*` and `p`: Wilcoxon's signed-rank test over the means of pairs, from "
-        "six pairs, after Holm's correction for the column; pairs of one data set are not independent."
+        "Means over pairs of a data set and a teacher's backbone, of two models without a teacher over data sets. "
+        "`+ / = / −`: pairs with a significant gain, neither, with a significant loss. `*` and `p`: Wilcoxon's "
+        "signed-rank test over the means of pairs, from six pairs, after Holm's correction for the column; pairs of "
+        "one data set are not independent."
     )
     return [*found[:-1], replace(found[-1], notes=[note])] if found else []
 

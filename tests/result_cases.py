@@ -1,6 +1,6 @@
 """Lines of a results file as trainings leave them, with chosen scores."""
 
-from g2m.experiments import find
+from g2m.experiments import alike, find
 
 VERSIONS = {"g2m": "1.2.3", "torch": "4.5.6"}
 
@@ -19,16 +19,18 @@ def record(
     teacher_ms=None,
     cold=None,
     epochs=9,
+    common=False,
 ):
-    """A training; by default its teacher is 0.1 above it, and without ``ms`` and ``cold`` as older versions left it."""
+    """A training, of published options or ``common`` ones; by default its teacher is 0.1 above it, and without ``ms``
+    and ``cold`` as older versions left it."""
     teacher = None if method == "mlp" else teacher
-    experiment = find(data, method, teacher).override(options)
+    experiment = (alike if common else find)(data, method, teacher).override(options)
     parts = ["val", "test"] + (["seen", "unseen"] if setting == "inductive" else [])
     run = {"layers": 2, "width": 128, "parameters": 184_000, "best_epoch": 3, "epochs": epochs, "seconds": seconds}
     who = {"data": data, "setting": setting, "teacher": teacher, "method": method, "seed": seed}
     scores = {part: score + i / 1000 for i, part in enumerate(parts)}
     more = {} if cold is None else {"cold": cold}
-    line = {"key": f"{who}{options}", **who, "metric": "accuracy", "scores": scores | more}
+    line = {"key": f"{who}{options}{common}", **who, "metric": "accuracy", "scores": scores | more}
     line["run"] = run | ({} if ms is None else {"ms": ms})
     if teacher is not None:
         shift = 0.1 if teacher_score is None else teacher_score - score

@@ -97,6 +97,39 @@ def test_other_options_of_the_data_make_another_pair():
     assert {teacher for _, teacher in found} == {"sage"}
 
 
+def test_two_models_without_a_teacher_are_compared_once_a_data_set():
+    data = ("cora-cpf", "citeseer-cpf", "photo-cpf", "computers-cpf", "cs-cpf", "physics-cpf")
+    scores = {(d, None, m): draws(i, 4) for i, (d, m) in enumerate(itertools.product(data, ("mlp", "simmlp")))}
+    taught = {(d, t, "glnn"): draws(i, 4) for i, (d, t) in enumerate(itertools.product(data, ("sage", "gcn", "gat")))}
+    alone = differences(grouped(trainings(scores)), *TEST, "mlp")
+    among = differences(grouped(trainings(scores | taught)), *TEST, "mlp")
+    of = {d.data: d for d in among if d.model == "simmlp"}
+    assert len(alone) == len(of) == sum(d.model == "simmlp" for d in among) == 6
+    assert all((of[d.data].mean, of[d.data].p, of[d.data].teacher) == (d.mean, d.p, None) for d in alone)
+    assert {d.teacher for d in among if d.model == "glnn"} == {"sage", "gcn", "gat"}
+    (once,), (same,) = ([o for o in overall(found) if o.model == "simmlp"] for found in (alone, among))
+    assert (same.pairs, same.mean, same.p) == (6, once.mean, once.p)
+    back = [d for d in differences(grouped(trainings(scores | taught)), *TEST, "glnn") if d.model == "simmlp"]
+    assert len(back) == 18, "with a teacher's student, once a teacher"
+
+
+def test_two_models_of_one_name_are_refused():
+    rows = grouped([record(), record(options=["teacher.dropout=0"])])  # it is 0.0
+    with pytest.raises(G2MError, match=r"expected one row a model \(got 2 of 'glnn' on cora-cpf, teacher sage"):
+        compare(rows)
+
+
+def test_published_and_common_options_are_two_models():
+    records = trainings({("cora-cpf", "sage", "glnn"): draws(0, 3)})
+    records += trainings({(d, "sage", "glnn"): draws(1, 3) for d in DATA}, common=True)
+    found = {(each.model, each.against): each for each in compare(grouped(records)).overall if each.part == "test"}
+    assert {key: each.pairs for key, each in found.items()} == {
+        ("glnn", "teacher"): 1,
+        ("glnn common", "teacher"): 4,
+        ("glnn common", "glnn"): 1,
+    }
+
+
 def test_the_reference_is_glnn_where_there_is_one():
     rows = grouped([record(), record(method="mlp")])
     assert reference(rows) == "glnn"

@@ -115,6 +115,32 @@ def test_summary_keeps_apart_what_differs():
     }
 
 
+def test_published_and_common_options_of_a_method_are_told_apart():
+    published, common = record(score=0.5), record(score=0.7, common=True)
+    other = record("citeseer-cpf", common=True)
+    for alone in (published, common):
+        assert [row["options"] for row in summary([alone])] == ["", ""]
+    assert "common" not in markdown([common, other])
+    rows = [row for row in grouped([published, common, other]) if row["method"] == "glnn"]
+    assert [(row["data"], row["name"], row["options"]) for row in rows] == [
+        ("citeseer-cpf", "glnn common", "common"),
+        ("cora-cpf", "glnn", ""),
+        ("cora-cpf", "glnn common", "common"),
+    ]
+    assert [row["by_seed"][0]["val"] for row in rows[1:]] == [0.5, 0.7]
+    assert "| cora-cpf | glnn ← SAGE | common |" in (page := markdown([published, common, other]))
+    assert "`common`: with the teacher" in page
+    changed = record(common=True, options=["dropout=0.5"])
+    assert {row["options"] for row in grouped([published, common, changed])} == {"", "common", "common dropout=0.5"}
+
+
+def test_teachers_of_several_methods_experiments_are_told_apart():
+    records = [record("cora", method, "gcn") for method in ("glnn", "krd")]
+    assert [row["options"] for row in summary(records[1:])] == ["", ""]
+    teachers = [row["options"] for row in summary(records) if row["method"] == "teacher"]
+    assert teachers == ["", "teacher.hidden_channels=1024"]
+
+
 def test_an_option_left_out_is_shown_as_default():
     line = record()
     del line["config"]["student_options"]["dropout"]
