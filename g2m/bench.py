@@ -182,10 +182,12 @@ def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any
     for place, cell in enumerate(cells):
         try:
             begun[place] = each = _Begun(cell, progress=progress, **options)
+            each.student._begin(each.graph, each.outputs)  # a mistake of its own is not to end the others
+            key = stack_key(each.student, each.graph)
         except G2MError as error:
             found[place] = error
         else:
-            together.setdefault(stack_key(each.student, each.graph), []).append(place)
+            together.setdefault(key, []).append(place)
     for places in together.values():
         runs = [begun[place] for place in places]
         given = ([getattr(each, name) for each in runs] for name in ("student", "graph", "outputs"))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from g2m.bench import cache_folder
 from g2m.data import load
@@ -14,10 +15,12 @@ from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment
 from g2m.graph import Graph
 from g2m.latency import student_latency
+from g2m.methods import REGISTRY
 from g2m.outputs import TeacherOutputs
 from g2m.stacked import fit_stacked, stack_key
 
 Report = Callable[[int, dict[str, float]], bool]
+_MOST = 8  # graphs kept, and what teachers emit, unless there are more seeds
 
 
 class NodeTrials:
@@ -46,9 +49,13 @@ class NodeTrials:
         self.cache = cache_folder() if cache is None else cache
         self._graphs: dict[str, Graph] = {}
         self._outputs: dict[str, TeacherOutputs] = {}
+        self._most = _MOST  # of each
+        self._trained_on: WeakKeyDictionary[Student, Graph] = WeakKeyDictionary()
 
     def prepare(self, experiment: Experiment, seeds: Iterable[int]) -> None:
         """Load the graphs and train the teachers that all trials share, if they do."""
+        seeds = list(seeds)
+        self._most = max(_MOST, len(seeds))  # they come round in every trial
         if not any(option.startswith(("data.", "teacher.")) for option in experiment.space):
             for seed in seeds:
                 self.graph(experiment, seed)
@@ -61,19 +68,23 @@ class NodeTrials:
             self._graphs,
             [experiment.data, seed, options],
             lambda: load(experiment.data, seed=seed, setting=self.setting, root=self.root, **options).for_selection(),
+            self._most,
         )
 
     def outputs(self, experiment: Experiment, seed: int) -> TeacherOutputs | None:
         """Return what the teacher of a seed emits; ``None`` without a teacher."""
         if experiment.teacher is None:
             return None
-        graph = self.graph(experiment, seed)
+        graph, method = self.graph(experiment, seed), REGISTRY[experiment.method]
+        noise = {} if "entropy_change" in method.needs | method.wants else {"noise_draws": 0}  # it takes passes
 
         def made() -> TeacherOutputs:
             teacher = Teacher(experiment.teacher, seed=seed, **experiment.teacher_options)
-            return teacher.fit(graph, cache=self.cache, on_epoch=lambda _: self.alive()).outputs(graph)
+            return teacher.fit(graph, cache=self.cache, on_epoch=lambda _: self.alive()).outputs(graph, **noise)
 
-        return kept(self._outputs, [experiment.data, seed, experiment.teacher, experiment.teacher_options], made)
+        of_graph = [experiment.data, seed, experiment.data_options]
+        identity = [*of_graph, experiment.teacher, experiment.teacher_options, noise]
+        return kept(self._outputs, identity, made, self._most)
 
     def train(self, experiments: Sequence[Experiment], seed: int, report: Report) -> list[Student | G2MError | None]:
         """Train a student by each experiment, those of the same shape together.
@@ -87,21 +98,24 @@ class NodeTrials:
             By place: the fitted student, the mistake that made it fail, or ``None`` where ``report`` ended it.
         """
         found: list[Student | G2MError | None] = [None] * len(experiments)
+        given: dict[int, tuple[Graph, TeacherOutputs | None]] = {}
         together: dict[Any, list[int]] = {}
         for place, experiment in enumerate(experiments):
             try:
-                found[place] = student = Student(experiment.method, seed=seed, **experiment.student_options)
-                graph = self.graph(experiment, seed)
-                self.outputs(experiment, seed)
+                student = Student(experiment.method, seed=seed, **experiment.student_options)
+                graph, outputs = self.graph(experiment, seed), self.outputs(experiment, seed)
+                key: Any = place
+                if experiment.cell(self.setting, seed).stacks:
+                    student._begin(graph, outputs)  # a mistake of its own is not to end the others
+                    key = stack_key(student, graph)
             except G2MError as error:
                 found[place] = error
             else:
-                stacks = experiment.cell(self.setting, seed).stacks
-                together.setdefault(stack_key(student, graph) if stacks else place, []).append(place)
+                found[place], given[place], self._trained_on[student] = student, (graph, outputs), graph
+                together.setdefault(key, []).append(place)
         for places in together.values():
             students = [found[place] for place in places]
-            graphs = [self.graph(experiments[place], seed) for place in places]
-            outputs = [self.outputs(experiments[place], seed) for place in places]
+            graphs, outputs = zip(*(given[place] for place in places), strict=True)
 
             def on_epoch(i: int, record: dict[str, float], places: list[int] = places) -> bool:
                 return report(places[i], record)
@@ -116,14 +130,13 @@ class NodeTrials:
         """Return what a student costs: its number of ``"parameters"``, their ``"bytes"``, or the ``"latency"`` of one
         node's answer in milliseconds."""
         if also == "latency":
-            graph = next(iter(self._graphs.values()))
-            return student_latency(student, graph, sizes=(1,))[1]["p50"]
+            return student_latency(student, self._trained_on[student], sizes=(1,))[1]["p50"]
         each = (lambda p: p.numel()) if also == "parameters" else (lambda p: p.numel() * p.element_size())
         return float(sum(map(each, student.model_.parameters())))
 
 
 def _fit(
-    students: list[Student], graphs: list[Graph], outputs: list[TeacherOutputs | None], on_epoch: Report
+    students: Sequence[Student], graphs: Sequence[Graph], outputs: Sequence[TeacherOutputs | None], on_epoch: Report
 ) -> dict[int, G2MError]:
     """Fit students, and return by place the mistakes of those that failed."""
     if len(students) > 1:
@@ -153,7 +166,7 @@ def end_early(fit: Callable[..., Any], *given: Any, report: Callable[[dict[str, 
     return False
 
 
-def kept(store: dict[str, Any], identity: Any, make: Callable[[], Any], most: int = 8) -> Any:
+def kept(store: dict[str, Any], identity: Any, make: Callable[[], Any], most: int = _MOST) -> Any:
     """Return what is kept under an identity, made if it is not; of many, the oldest go."""
     key = json.dumps(identity, sort_keys=True)
     if key not in store:

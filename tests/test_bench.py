@@ -535,6 +535,22 @@ def test_a_failed_seed_does_not_hurt_those_beside_it(tmp_path, stacks, monkeypat
         list(run(found, stack=4))
 
 
+def test_a_seed_that_cannot_begin_does_not_hurt_those_beside_it(tmp_path, stacks, monkeypatch):
+    begin = Student._begin
+
+    def refuse(self, *given):
+        if self.seed == 2:
+            raise G2MError("outputs: not this seed")
+        return begin(self, *given)
+
+    monkeypatch.setattr(Student, "_begin", refuse)
+    failed = []
+    found = grid(methods=["mlp"], settings=["transductive"], seeds=4)
+    records = list(run(found, stack=4, on_error=lambda cell, error: failed.append((cell.seed, str(error)))))
+    assert [record["seed"] for record in records] == [0, 1, 3]
+    assert (failed, stacks) == ([(2, "outputs: not this seed")], [[0, 1, 3]])
+
+
 def test_seeds_of_other_sizes_are_trained_apart(monkeypatch, stacks):
     load_graph = bench.load
 

@@ -135,6 +135,44 @@ def test_graphs_and_teachers_are_kept(trainer, loaded, tmp_path, monkeypatch):
     assert len(loaded) == 2
 
 
+def test_what_a_teacher_emits_is_of_the_graph_with_the_same_options(trainer):
+    own = trainer()
+    widths = (8, 12, 16)
+    experiments = [GLNN.changed({"data.num_features": width}) for width in widths]
+    for groups in ([experiments], [[experiment] for experiment in experiments]):
+        students = [student for group in groups for student in own.train(group, 0, go_on)]
+        assert [student.meta_["in_channels"] for student in students] == list(widths)
+
+
+def test_a_stack_goes_on_without_one_whose_teacher_lacks_what_it_needs(trainer):
+    vqgraph = replace(GLNN, method="vqgraph")
+    with_codes = {"teacher.tokenizer": "beside", "teacher.num_codes": 8}
+    found = trainer().train([vqgraph.changed(o) for o in ({}, with_codes, with_codes | {"lr": 0.02})], 0, go_on)
+    assert [type(one) for one in found] == [G2MError, Student, Student]
+    assert all(hasattr(student, "history_") for student in found[1:])
+
+
+def test_latency_is_on_the_graph_of_the_student(trainer):
+    own = trainer()
+    for width in (8, 16):
+        (student,) = own.train([MLP.changed({"data.num_features": width})], 0, go_on)
+        assert own.cost(student, "latency") > 0
+
+
+def test_graphs_of_all_seeds_are_kept_however_many(trainer, loaded):
+    own = trainer()
+    own.prepare(MLP, range(11))
+    for seed in 2 * [*range(11)]:
+        own.graph(MLP, seed)
+    assert len(loaded) == 11
+
+
+def test_teachers_are_asked_again_with_noise_for_methods_that_want_it_alone(trainer):
+    own = trainer()
+    assert own.outputs(GLNN, 0).entropy_change is None
+    assert own.outputs(replace(GLNN, method="krd"), 0).entropy_change is not None
+
+
 def test_a_searched_teacher_is_not_trained_beforehand(trainer, loaded):
     trainer().prepare(replace(GLNN, space={"teacher.lr": [0.1, 0.2]}), range(2))
     trainer().prepare(replace(GLNN, space={"data.homophily": [0.1, 0.2]}), range(2))
