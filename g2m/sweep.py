@@ -209,16 +209,15 @@ class Sweep:
             trainer.prepare(self.experiment, range(self.seeds))
         while until is None or time.time() < until:
             self.release(study)
-            count = min(stack, self.left(study, trials))
-            if not count:
-                return
             asked: list[Trial] = []
             try:
-                for _ in range(count):
+                while len(asked) < stack and self.left(study, trials):  # others ask for some meanwhile
                     with _undisturbed():  # or it would belong to nobody
                         asked.append(study.ask())
                         asked[-1].set_user_attr("worker", _me())
                     asked[-1].set_user_attr("beat", time.time())  # when it was begun is in its machine's time zone
+                if not asked:
+                    return
                 beat.trials = asked
                 self._try(study, trainer, asked, beat)
             except UpdateFinishedTrialError:  # suspended before it drew, and taken for dead
@@ -405,7 +404,8 @@ class Sweep:
 
         Args:
             experiment: from :meth:`best`.
-            count: seeds, from the first that no trial was trained with; default 10.
+            count: seeds, from the first that no trial was trained with; default 10. Splits that come with a data set
+                are taken in turn: of ten, seed 10 has the first again.
             out: results file; a killed run goes on from it.
             options: ``workers``, ``root``, ``cache``, ``progress`` of :func:`g2m.bench.run`.
         """
@@ -581,11 +581,16 @@ class _Heart:
                 _note(trial, "beat", time.time())
 
 
+def _device_of(place: int, devices: int, visible: str | None) -> str:
+    """Return the GPU of a worker as ``CUDA_VISIBLE_DEVICES`` names it: one of those that are visible already."""
+    return visible.split(",")[place % devices].strip() if visible else str(place % devices)
+
+
 def _worker(
     sweep: Sweep, storage: str, name: str | None, place: int, threads: int, common: dict[str, Any], sender: Any
 ) -> None:
     if devices := torch.cuda.device_count():
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(place % devices)
+        os.environ["CUDA_VISIBLE_DEVICES"] = _device_of(place, devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
     start_worker(threads)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by an exception: the journal is not left locked

@@ -680,6 +680,28 @@ def test_stacks_fill_the_budget_exactly(imaginary, tmp_path, stack):
     assert asked == [size for size in sizes for _ in range(2)]
 
 
+def test_a_stack_leaves_to_others_what_they_ask_for_meanwhile(imaginary, tmp_path, monkeypatch):
+    search = Sweep(MLP)
+    study, other = (search.study(tmp_path / "j.log") for _ in range(2))
+    ask = study.ask
+
+    def both_ask():
+        other.ask().set_user_attr("worker", sweep._me())
+        return ask()
+
+    monkeypatch.setattr(study, "ask", both_ask)
+    search.work(study, trials=8, stack=8)
+    assert sorted(map(str, states(study))) == sorted(map(str, 4 * [COMPLETE] + 4 * [TrialState.RUNNING]))
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, "0 1 2 0"), ("", "0 1 2 0"), ("5,3, 7", "5 3 7 5"), ("GPU-a,GPU-b,MIG-c", "")]
+)
+def test_workers_take_turns_on_the_gpus_that_are_visible(visible, expected):
+    found = [sweep._device_of(place, 3, visible) for place in range(4)]
+    assert found == (expected.split() or ["GPU-a", "GPU-b", "MIG-c", "GPU-a"])
+
+
 def test_a_method_that_searches_is_trained_alone(tmp_path, monkeypatch):
     def refuse(*given, **options):
         raise AssertionError("stacked")
