@@ -682,7 +682,7 @@ def report(
     HTML page.
     """
     from g2m.bench import read_results
-    from g2m.report import insert, markdown, summary
+    from g2m.report import insert, markdown, of_trainings, summary
     from g2m.report_page import report_files, report_text, write_files
     from g2m.storage import write_text
 
@@ -693,9 +693,6 @@ def report(
     records = [record for path in results for record in read_results(path)]
     if not records:
         raise G2MError(f"results: expected at least one record (got none in {', '.join(map(str, results))}).")
-    if as_json:
-        show_json(summary(r for r in records if "table" not in r) + [r for r in records if "table" in r])
-        return
     command = " ".join(["g2m report", *map(str, results), *(["--against", against] if against else [])])
     if into is not None:
         if not into.is_file():
@@ -703,13 +700,17 @@ def report(
         text = insert(into.read_text(encoding="utf-8"), f"{command} --into {into}", markdown(records, level=3))
         written = write_text(into, text)
     elif target is None:
-        typer.echo(f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}")
-        return
+        written = None
     elif target.suffix == ".md":
         written = write_text(target, report_text(records, command=command, against=against))
     else:
         written = write_files(target, report_files(records, command=command, against=against)) / "index.html"
-    out.print(f"written: {written}", highlight=False)
+    if as_json:
+        show_json(summary(of_trainings(records)) + [r for r in records if "table" in r or "row" in r])
+    elif written is None:
+        typer.echo(f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}")
+    else:
+        out.print(f"written: {written}", highlight=False)
 
 
 # -- using -----------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def run_ogb(
         runs: seeds 0 … runs-1; default 10, as OGB asks.
         setting: ``"transductive"`` (default), or of nodes ``"inductive"``.
         tuned: of nodes, the options that a sweep of ours found; default False.
-        budget: of condensation, as in :func:`g2m.condense.condense`; default ``"1%"``.
+        budget: of methods of condensation, as in :func:`g2m.condense.condense`; default ``"1%"``.
         hops: of condensation, and layers of the network; default: as in :func:`g2m.condense.bench.cells`.
         overrides: ``key=value`` options, as of ``g2m train``, or of ``g2m bench-condense``.
         folder: where to keep; default ``submissions/`` and what is run.
@@ -121,6 +121,10 @@ def run_ogb(
         raise G2MError(f"data: expected one graph where torchrun's processes train together (got {data!r}, a set).")
     else:
         choose("method", method, GRAPH_METHODS)
+        if budget is not None and method not in of_sets.SETS:
+            raise G2MError(
+                f"budget: expected none for {method!r}, which keeps all graphs (got {budget!r}). Leave it out."
+            )
         grid = of_sets.cells(
             [data],
             rows=[method],

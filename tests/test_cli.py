@@ -664,6 +664,11 @@ def test_report_prints_writes_and_renews(call, place):
 
     rows = json.loads(call("report", "r.jsonl", "other.jsonl", "--json")[1])
     assert [row.get("method", row.get("table")) for row in rows] == ["teacher", "glnn", "mlp"] * 2 + ["speed"]
+    written = (place / "new" / "page.md").read_text()
+    (place / "new" / "page.md").unlink()
+    code, printed, _ = call("report", "r.jsonl", "other.jsonl", "--out", "new/page.md", "--json")
+    assert (code, json.loads(printed)) == (0, rows)
+    assert (place / "new" / "page.md").read_text() == written
 
 
 def test_report_writes_a_folder_of_its_records(call, place):
@@ -891,6 +896,7 @@ def test_bench_condense_prints_a_table_and_goes_on(call, place):
     code, out, _ = call("report", "condense.jsonl")
     assert code == 0
     assert "| mirage, faithful |" in out
+    assert json.loads(call("report", "condense.jsonl", "--json")[1]) == records
 
 
 # -- sweeps ----------------------------------------------------------------------------------------------------

@@ -305,6 +305,8 @@ def test_what_is_kept_must_answer_as_the_record_says(small, monkeypatch, name):
         ("ogbn-arxiv", {"tuned": True, "teacher": "appnp"}, "--tuned: no tuned options for ogbn-arxiv-glnn-appnp"),
         ("ogbg-molbace", {"method": "scord"}, r"method: expected one of full, .*Did you mean 'scored'\?"),
         ("ogbg-molbace", {"method": "size"}, "method: expected one of full"),
+        ("ogbg-molbace", {"budget": "5%"}, r"budget: expected none for 'full', which keeps all graphs \(got '5%'\)"),
+        ("ogbg-molbace", {"method": "lossless", "budget": "5%"}, "budget: expected none for 'lossless'"),
         ("ogbg-molbace", {"teacher": "appnp"}, "backbones: expected one of"),
         ("ogbg-molbace", {"setting": "inductive"}, "setting: expected none for 'ogbg-molbace', a set of graphs"),
         ("ogbg-molbace", {"tuned": True}, "tuned: expected none for 'ogbg-molbace'"),

@@ -356,9 +356,10 @@ NOTE = (
 def tables(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return a title, header and rows for every data set, and for the gains over the controls at the commonest budget.
 
-    The last column names the controls that a row is not above by two standard errors of the difference.
+    The last column names the controls that a row is not above by two standard errors of the difference. Runs of one row
+    and network with other options have lines of their own, which name what differs.
     """
-    records = list(records)
+    records = list({record["key"]: record for record in records}.values())
     made, gains, budgets = [], {}, Counter(record["budget"] for record in records)
     for data in dict.fromkeys(record["data"] for record in records):
         some = [record for record in records if record["data"] == data]
@@ -388,20 +389,20 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
     from g2m.report import percent
 
     backbones = [b for b in GRAPH_BACKBONES if any(r["backbone"] == b for r in records)]
-    groups: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((record["row"], record["backbone"]), []).append(record)
+    groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = {}
+    for record, differing in zip(records, _differing(records), strict=True):
+        groups.setdefault((record["row"], differing, record["backbone"]), []).append(record)
     metric = {"rocauc": "AUC", "accuracy": "accuracy"}[records[0]["metric"]]
     published = shipped().get(records[0]["data"], {}).get("published", {})
     header = ["row", "bytes", "% of full", "s to condense", "s to train", "seeds"]
     header += [f"{metric} {(b or '').upper()}" for b in backbones] + [f"acc. {b.upper()}" for b in backbones]
     header.append("not above")
     rows = []
-    for row in (row for row in ROWS if any(row == name for name, _ in groups)):
-        own = [record for (name, _), found in groups.items() if name == row for record in found]
+    for row, differing in sorted({group[:2]: None for group in groups}, key=lambda line: ROWS.index(line[0])):
+        own = [record for group, found in groups.items() if group[:2] == (row, differing) for record in found]
         sizes, times = [r["bytes"] for r in own if "bytes" in r], [r for r in own if "seconds_train" in r]
         shares = [r["bytes"] / r["bytes_full"] for r in own if "bytes" in r]
-        line = [row]
+        line = [f"{row} ({differing})" if differing else row]
         line += [f"{statistics.fmean(sizes):,.0f}", f"{100 * statistics.fmean(shares):.1f}"] if sizes else ["–"] * 2
         for name in ("seconds_condense", "seconds_train"):
             found = [r[name] for r in times if name in r]
@@ -410,18 +411,18 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
         below: dict[str, int] = {}
         for part in ("test", "test_accuracy"):
             for backbone in backbones:
-                found = groups.get((row, backbone if row not in WITHOUT_NETWORK else None), [])
+                found = groups.get((row, differing, backbone if row not in WITHOUT_NETWORK else None), [])
                 line.append(percent([r["scores"][part] for r in found]) if found else "–")
         if row in SETS:
             for backbone in backbones:
-                for control, of in _controls(row, backbone, groups):
+                for control, of in _controls(row, differing, backbone, groups):
                     mine, theirs = (
                         {r["seed"]: r["scores"]["test"] for r in found}
-                        for found in (groups.get((row, backbone), []), of)
+                        for found in (groups.get((row, differing, backbone), []), of)
                     )
                     if common := mine.keys() & theirs.keys():
                         gain = statistics.fmean(mine[seed] - theirs[seed] for seed in common)
-                        gains.setdefault(row, {}).setdefault(control, []).append(gain)
+                        gains.setdefault(line[0], {}).setdefault(control, []).append(gain)
                         below[control] = below.get(control, 0) + (not above(mine, theirs))
         flags = [f"{control} ({n})" if n < len(backbones) else control for control, n in below.items() if n]
         rows.append([*line, ", ".join(flags) or "–"])
@@ -431,15 +432,46 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
     return header, rows
 
 
-def _controls(row: str, backbone: str, groups: Mapping) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each record the options, as words, in which runs of its row differ on one network."""
+    options: list[dict[str, str]] = []
+    of: dict[str, dict[str | None, list[dict[str, str]]]] = {}
+    for record in records:
+        method = SETS.get(record["row"].removeprefix("shuffled "), (record["row"],))[0]
+        given = record["options"] | {f"{method}.{name}": value for name, value in record["method_options"].items()}
+        given = {name: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for name, v in given.items()}
+        options.append(given)
+        of.setdefault(record["row"], {}).setdefault(record["backbone"], []).append(given)
+    names = {
+        row: sorted(
+            {
+                name
+                for some in by_backbone.values()
+                for name in set().union(*some)
+                if len({given.get(name) for given in some}) > 1
+            }
+        )
+        for row, by_backbone in of.items()
+    }
+    return [
+        " ".join(f"{name}={given.get(name, 'default')}" for name in names[record["row"]])
+        for record, given in zip(records, options, strict=True)
+    ]
+
+
+def _controls(
+    row: str, differing: str, backbone: str, groups: Mapping
+) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Return the controls of a row: of several with other options, those with its own, else the first."""
     found = []
     for control in CONTROLS:
         if control == row:
             continue
         name = f"shuffled {row}" if control == "shuffled" else control
-        of = groups.get((name, None if name in WITHOUT_NETWORK else backbone))
+        whose = None if name in WITHOUT_NETWORK else backbone
+        of = {words: group for (other, words, network), group in groups.items() if (other, network) == (name, whose)}
         if of:
-            found.append((control, of))
+            found.append((control, of.get(differing, next(iter(of.values())))))
     return found
 
 

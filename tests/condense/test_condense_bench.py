@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -181,9 +181,37 @@ def test_above_is_by_two_standard_errors_seed_by_seed():
     assert above(noisy, dict.fromkeys(noisy, 0.0)) == (gains.mean() > 2 * gains.std(ddof=1) / 5**0.5)
 
 
+def test_runs_of_other_options_have_lines_of_their_own():
+    def record(cell, test):
+        common = {"key": cell.key, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}
+        return {**asdict(cell), **common, "scores": {"test": test, "test_accuracy": 0}}
+
+    def ran(test, overrides=(), rows=("scored", "shuffled scored", "wl"), backbones=("gin", "gcn")):
+        found = cells(["atlas"], rows=rows, backbones=backbones, seeds=2, overrides=overrides)
+        return [record(cell, test + 0.1 * ("shuffled" in cell.row)) for cell in found]
+
+    def lines(records):
+        (_, header, found), *_ = tables(records)
+        return {line[0]: dict(zip(header, line, strict=True)) for line in found}
+
+    plain, more = ran(0.5), ran(0.8, ["lr=0.1", "scored.temperature=2"], backbones=["gin"])
+    assert lines(plain + plain) == lines(plain)
+    assert lines(plain).keys() == {"scored", "shuffled scored", "wl"}
+    both = lines([*plain, *more, *json.loads(json.dumps(plain))])
+    before, now = "lr=0.01 scored.temperature=default", "lr=0.1 scored.temperature=2"
+    assert both.keys() == {f"{row} ({words})" for row in ("scored", "shuffled scored") for words in (before, now)} | {
+        "wl"
+    }
+    assert both[f"scored ({before})"] | {"row": "scored"} == lines(plain)["scored"]
+    assert both[f"scored ({now})"]["AUC GCN"] == "–"
+    assert both[f"scored ({now})"]["AUC GIN"] == "80.00 ± 0.00"
+    assert both["wl"]["seeds"] == "2"
+
+
 def test_flags_name_the_controls_that_are_not_beaten():
     def record(row, backbone, seed, test):
         common = {"data": "atlas", "budget": "1%", "hops": 2, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}
+        common |= {"key": f"{row} {backbone} {seed}", "options": {}, "method_options": {}}
         return {**common, "row": row, "backbone": backbone, "seed": seed, "scores": {"test": test, "test_accuracy": 0}}
 
     records = [
