@@ -435,26 +435,18 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
 def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return for each record the options, as words, in which runs of its row differ on one network."""
     options: list[dict[str, str]] = []
-    of: dict[str, dict[str | None, list[dict[str, str]]]] = {}
+    of: dict[tuple[str, str | None], list[dict[str, str]]] = {}
     for record in records:
         method = SETS.get(record["row"].removeprefix("shuffled "), (record["row"],))[0]
         given = record["options"] | {f"{method}.{name}": value for name, value in record["method_options"].items()}
-        given = {name: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for name, v in given.items()}
-        options.append(given)
-        of.setdefault(record["row"], {}).setdefault(record["backbone"], []).append(given)
-    names = {
-        row: sorted(
-            {
-                name
-                for some in by_backbone.values()
-                for name in set().union(*some)
-                if len({given.get(name) for given in some}) > 1
-            }
-        )
-        for row, by_backbone in of.items()
-    }
+        options.append({name: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for name, v in given.items()})
+        of.setdefault((record["row"], record["backbone"]), []).append(options[-1])
+    names: dict[str, set[str]] = {}
+    for (row, _), some in of.items():
+        several = {name for name in set().union(*some) if len({given.get(name) for given in some}) > 1}
+        names.setdefault(row, set()).update(several)
     return [
-        " ".join(f"{name}={given.get(name, 'default')}" for name in names[record["row"]])
+        " ".join(f"{name}={given.get(name, 'default')}" for name in sorted(names[record["row"]]))
         for record, given in zip(records, options, strict=True)
     ]
 
