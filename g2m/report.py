@@ -304,7 +304,6 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
         title: of the figure.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system is asked for
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     figure = Figure(figsize=(4.6 * len(settings), 3.8), layout="constrained")
@@ -318,13 +317,20 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
                 row["model"], (row["ms"], row["accuracy"]), xytext=(7, 5), textcoords="offset points", color=color
             )
         panel.set(title=setting, xlabel="milliseconds for one node (left is faster)", xscale="log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(panel)
         panel.margins(x=0.35, y=0.15)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")
     return _save(figure, path)
+
+
+def log_ticks(panel: Any) -> None:
+    """Mark a logarithmic axis of x at 1, 2, 5 and their multiples by ten, as plain numbers."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def time_against_size(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from g2m.comparisons import COMPARED, REFERENCE, TEACHER, Comparisons, Cost, Difference, Overall, Ranks, Speed
-from g2m.report import Section
+from g2m.report import Section, log_ticks
 
 INK = "#1f2428"  # of axes and words in a plot; a page may put its own colour in the place of it
 
@@ -220,12 +220,8 @@ def speed_plot(fast: Sequence[Speed]) -> Any:
 
 
 def _style(panel: Any) -> None:
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-
     if panel.get_xscale() == "log":
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(panel)
     panel.tick_params(colors=INK, labelsize=8)
     panel.grid(alpha=0.3)
     for spine in panel.spines.values():

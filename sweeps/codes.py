@@ -28,7 +28,7 @@ import g2m
 from g2m.bench import append_result, cache_folder
 from g2m.estimators import Teacher
 from g2m.experiments import find
-from g2m.report import curves
+from g2m.report import curves, mean_std
 
 PUBLISHED = "published (5 000 codes)"
 AT_OUR_SIZE = "published, K = N/8"
@@ -130,8 +130,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _mean_std(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    mean, std = mean_std(values)
+    return f"{mean:.1f} ± {std:.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def main() -> None:

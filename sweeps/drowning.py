@@ -9,7 +9,6 @@ Trains students of the published options on the same teachers and draws the indi
 from __future__ import annotations
 
 import argparse
-import statistics
 import warnings
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from g2m.bench import append_result, cache_folder
 from g2m.estimators import Student, Teacher
 from g2m.experiments import find
 from g2m.frequency import indicators
-from g2m.report import curves
+from g2m.report import curves, mean_std
 
 STUDENTS = {
     "GLNN": ("glnn", {}),
@@ -80,8 +79,8 @@ def main() -> None:
 
 
 def _mean_std(key: str, values: list[float], digits: int) -> dict[str, str]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {key: f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"}
+    mean, std = mean_std(values)
+    return {key: f"{mean:.{digits}f} ± {std:.{digits}f}"}
 
 
 if __name__ == "__main__":

@@ -10,13 +10,18 @@ python sweeps/gains.py all docs/results/all.jsonl --out docs/results/all_gains.j
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from g2m.bench import append_result, read_results
-from g2m.report import grouped
+from g2m.bench import read_results
+from g2m.comparisons import pairs
+from g2m.errors import G2MError
+from g2m.report import grouped, of_trainings
+from g2m.storage import write_text
 
 AGAINST = {
     "over teacher": lambda data, teacher, codes: (data, teacher, codes, "teacher"),
@@ -37,7 +42,7 @@ def gains(
             continue
         name = row["data"], row["teacher"], row["tokenizer"], row["method"]
         if name in scores:
-            raise SystemExit(f"error: {name} is there with several options: say which with -o.")
+            raise G2MError(f"-o: expected options where there are several (got none for {name}). Say which.")
         scores[name] = row["by_seed"]
     found: list[dict[str, Any]] = []
     for (data, teacher, codes, name), own in scores.items():
@@ -72,22 +77,27 @@ def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[
 
 
 def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
-    """Return a row per method and teacher, the same seeds on both sides; the best mean comes first.
+    """Return a row per student and backbone, the same seeds on both sides; the best mean comes first.
 
+    A student is compared with its own teacher; one that has none, with that of each backbone, the shipped one if there.
     Two means: over the graphs that every row has, which compares rows, and over all that a row has itself.
     """
-    rows = [row for row in rows if row["setting"] == setting]
+    teachers = [row for row in rows if row["method"] == "teacher"]
+    teachers.sort(key=lambda row: (row["tokenizer"] is not None, row["options"] != ""))
     found: dict[str, dict[str, float]] = {}
-    for teacher in rows:
-        if teacher["method"] != "teacher" or teacher["tokenizer"]:
-            continue
-        for row in rows:
-            if row["method"] == "teacher" or row["data"] != teacher["data"]:
-                continue
-            if row["teacher"] in (teacher["teacher"], None):
-                student = f"{row['method']} {row['options']}".strip() + f" ← {teacher['teacher'].upper()}"
-                found.setdefault(student, {})[row["data"]] = _gained(row["by_seed"], teacher["by_seed"], part)
+    for (data, backbone), members in pairs(rows, setting).items():
+        for row in members:
+            of = (setting, row["data"], row["of_data"], backbone)
+            others = (t["by_seed"] for t in teachers if (t["setting"], t["data"], t["of_data"], t["teacher"]) == of)
+            other = row["teacher_by_seed"] or next(others, {})
+            if row["by_seed"].keys() & other.keys():
+                student = f"{row['name']} ← {backbone.upper()}"
+                found.setdefault(student, {})[data] = _gained(row["by_seed"], other, part)
+    if not found:
+        return []
     graphs, shared = set().union(*found.values()), set.intersection(*map(set, found.values()))
+    if not shared:
+        raise G2MError(f"results: expected a graph that all have, {setting} (got none of {', '.join(sorted(graphs))}).")
     table = f"Above the teacher, {setting}, {part} nodes: points"
     means = {key: statistics.fmean(by_data[data] for data in shared) for key, by_data in found.items()}
     return [
@@ -110,16 +120,21 @@ def main() -> None:
     parser.add_argument("-o", dest="options", help="rows with these options of the run, as in the table; default: any")
     parser.add_argument("--out", type=Path, help="results file to write")
     given = parser.parse_args()
-    rows = grouped(record for record in read_results(given.results) if "key" in record)
-    if given.out:
-        given.out.unlink(missing_ok=True)
+    rows, found = grouped(of_trainings(read_results(given.results))), []
     for setting, part in (("transductive", "test"), ("inductive", "unseen")):
         own = (rows, given.method, setting, part, given.options)
-        for row in over_teachers(rows, setting, part) if given.method == "all" else gains(*own):
-            print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"))
-            if given.out:
-                append_result(given.out, row)
+        found += over_teachers(rows, setting, part) if given.method == "all" else gains(*own)
+    if not found:
+        raise G2MError(f"results: expected students of {given.method!r} (got none in {str(given.results)!r}).")
+    for row in found:
+        print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"))
+    if given.out:
+        write_text(given.out, "".join(json.dumps(row) + "\n" for row in found))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except G2MError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -20,6 +20,8 @@ from g2m.experiments import alike
 from g2m.report import percent
 from g2m.sweep import JOURNAL, Sweep
 
+TABLE = "Tuned on validation, scored on fresh seeds"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +42,9 @@ def main() -> None:
     known = read_results(given.out) if given.out and given.out.exists() else []
     for data in given.data:
         for method in given.methods.split(","):
-            if any((row["data"], row["method"]) == (data, method) for row in known):
+            row = {"table": TABLE, "data": data, "method": method, "teacher": given.teacher, "trials": given.trials}
+            row |= {"seeds a trial": given.seeds, "fresh seeds": given.fresh}
+            if any(row.items() <= ({"teacher": "sage"} | other).items() for other in known):  # older rows name none
                 continue
             sweep = Sweep(alike(data, method, given.teacher), seeds=given.seeds)
             folder = given.folder / sweep.name
@@ -59,19 +63,13 @@ def main() -> None:
             kept = sum(gained["val"]) > 0  # the best of many trials on few seeds may have been lucky
             if given.tuned and kept:
                 best.write(given.tuned / f"{data}-{given.teacher}-{method}.toml")
-            row = {
-                "table": "Tuned on validation, scored on fresh seeds",
-                "data": data,
-                "method": method,
-                "trials": given.trials,
-                "seeds a trial": given.seeds,
+            row |= {
                 "val": percent([scores["val"] for scores in by_seed.values()]),
                 "val gained": percent(gained["val"]),
                 "kept": "yes" if kept else "no",
                 "test": percent([scores["test"] for scores in by_seed.values()]),
                 "test before": percent([record["scores"]["test"] for record in before]),
                 "gained": percent(gained["test"]),
-                "fresh seeds": given.fresh,
             }
             print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
             if given.out:

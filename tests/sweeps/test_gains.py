@@ -1,0 +1,51 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from result_cases import record
+
+from g2m.bench import append_result, read_results
+from g2m.errors import G2MError
+from g2m.report import grouped
+
+SCRIPT = Path(__file__).parents[2] / "sweeps" / "gains.py"
+over_teachers = runpy.run_path(str(SCRIPT))["over_teachers"]
+TEST = ("transductive", "test")
+
+
+def run(place, records, *words):
+    for each in records:
+        append_result(place / "r.jsonl", each)
+    words = [sys.executable, str(SCRIPT), *words, "r.jsonl", "--out", "gains.jsonl"]
+    return subprocess.run(words, cwd=place, capture_output=True, text=True)
+
+
+def test_a_student_is_compared_with_its_own_teacher_and_one_without_with_the_plain_one():
+    codes = ["teacher.tokenizer=inside"]
+    records = [record(score=0.5, teacher_score=0.4), record(score=0.5, teacher_score=0.3, options=codes)]
+    records += [record(method="mlp", score=0.2)]
+    for given in (records, records[::-1]):
+        rows = {row["student"]: row["cora-cpf"] for row in over_teachers(grouped(given), *TEST)}
+        assert rows == {"glnn ← SAGE": "+10.00", "glnn + codes inside ← SAGE": "+20.00", "mlp ← SAGE": "-20.00"}
+
+
+def test_seeds_that_only_one_side_has_do_not_count():
+    records = [record(seed=0, score=0.5, teacher_score=0.4), record(method="mlp", seed=1)]
+    assert [row["student"] for row in over_teachers(grouped(records), *TEST)] == ["glnn ← SAGE"]
+    assert over_teachers(grouped(records), "inductive", "unseen") == []
+    with pytest.raises(G2MError, match="expected a graph that all have, transductive"):
+        over_teachers(grouped([record(), record("citeseer-cpf", "krd")]), *TEST)
+
+
+def test_the_file_is_written_when_all_is_known(tmp_path):
+    wrong = run(tmp_path, [record(method="mlp")], "all")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: results: expected students of 'all' (got none in 'r.jsonl').\n"
+    assert not (tmp_path / "gains.jsonl").exists()
+    assert run(tmp_path, [record()], "all").returncode == 0, "of one setting alone"
+    before = read_results(tmp_path / "gains.jsonl")
+    assert [row["student"] for row in before] == ["glnn ← SAGE", "mlp ← SAGE"]
+    assert run(tmp_path, [], "kdr").returncode == 2
+    assert read_results(tmp_path / "gains.jsonl") == before
