@@ -82,6 +82,17 @@ def test_student_latency(quick):
     assert [len(answer) for answer in quick] == [1, 2 * N]
 
 
+def test_the_student_is_timed_where_the_teacher_is(quick, monkeypatch):
+    """On CPU, whatever there is beside it: a student's own device would be the GPU."""
+    graph, devices, answer = thin(), [], Student.predict_logits
+    monkeypatch.setattr(Student, "predict_logits", lambda self, *x: devices.append(self.device) or answer(self, *x))
+    student = Student("mlp", hidden_channels=8, max_epochs=1).fit(graph)
+    devices.clear()
+    student_latency(student, graph, sizes=(1,))
+    assert {*devices} == {"cpu"}
+    assert student.device == "auto"
+
+
 def test_time_given_is_time_for_every_size_and_way(monkeypatch):
     given = []
     monkeypatch.setattr(latency, "measure", lambda call, **options: given.append(options) or {"p50": 1.0, "p99": 1.0})
@@ -145,6 +156,20 @@ def test_what_is_timed_are_the_two_models_answers_about_other_nodes_each_time(pa
         asked = [latency._nodes(graph, 4, seed).unique() for seed in range(3)]
         assert len({tuple(nodes.tolist()) for nodes in asked}) == 3
         assert all((answer - logits[nodes]).abs().max() < 1e-5 for answer, nodes in zip(answers, asked, strict=True))
+
+
+def test_of_more_nodes_than_there_are_the_student_answers_every_row(pair, calls, monkeypatch):
+    without_onnx(monkeypatch)
+    teacher, student = pair
+    graph = thin()
+    rows = compare(teacher, student, graph, sizes=(2 * N,))
+    assert [row["nodes"] for row in rows] == [2 * N, 2 * N]
+    (*by_teacher, by_student), logits = calls, (teacher.predict_logits(graph), student.predict_logits(graph.x))
+    for seed in range(3):
+        asked = latency._nodes(graph, 2 * N, seed)
+        assert all(answers[seed].shape == logits[0][asked.unique()].shape for answers in by_teacher)
+        torch.testing.assert_close(by_student[seed], logits[1][asked.sort().values])
+    assert rows[1]["read"] == 2 * N
 
 
 @pytest.mark.parametrize("method", ["nosmog", "onehop"])
