@@ -719,13 +719,18 @@ def report(
 @cli.command()
 def predict(
     student: Annotated[Path, typer.Argument(help="Student, saved (.safetensors) or exported (.onnx, .pt2).")],
-    features: Annotated[Path, typer.Argument(help="Features [N, F]: .npy, .csv or .parquet, of any length.")],
+    features: Annotated[
+        Path,
+        typer.Argument(
+            help="Features [N, F]: .npy, .csv or .parquet, of any length. A first line of numbers is data, but for 0,1,…"
+        ),
+    ],
     result: Annotated[Path | None, typer.Option("--out", help=".csv, .npy or .parquet; default: print CSV.")] = None,
     edges: Annotated[
         Path | None,
         typer.Option(
             help="For students that read of neighbours: ids of known nodes and rows of the table they are linked to; "
-            "two columns of .csv or .parquet, or .npy [2, E]."
+            "two columns of .csv or .parquet, or .npy [2, E]. A first line of numbers is an arc."
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU; default: as many as torch takes.")] = None,

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -63,7 +64,7 @@ class Features:
     def __init__(self, path: Path, in_channels: int, rows: int) -> None:
         self.path, self.in_channels = path, in_channels
         with _reading("features", path):
-            self.num_rows, self._chunks = _OPEN[path.suffix](path, rows)
+            self.num_rows, self._chunks = _OPEN_FEATURES[path.suffix](path, rows)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         chunks = self._chunks()
@@ -77,7 +78,7 @@ class Features:
 
     def _checked(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "fiub" or array.ndim != 2 or array.shape[1] != self.in_channels:
-            shape = [self.num_rows or len(array), *array.shape[1:]] if array.ndim else []
+            shape = [self.num_rows or len(array), *array.shape[1:]]
             raise G2MError(
                 f"features: expected numbers of shape [N, {self.in_channels}], as the student was trained on "
                 f"(got {array.dtype} {shape})."
@@ -88,7 +89,8 @@ class Features:
 def read_features(path: str | Path, in_channels: int, *, rows: int | None = None) -> Features:
     """Open features ``[N, F]`` and read them as float32, chunk by chunk, when iterated over.
 
-    A CSV may have a header line or none: a first line of numbers is data.
+    A CSV may have a header line or none: a first line of numbers is data, unless it counts the columns, ``0,1,…``, as
+    pandas' default header does.
 
     Args:
         path: ``.npy`` (mapped into memory, not read into it), ``.csv`` or ``.parquet``.
@@ -111,13 +113,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _array(argument: str, chunk: np.ndarray | pd.DataFrame) -> np.ndarray:
+def _array(argument: str, chunk: np.ndarray | pd.DataFrame, *, whole: bool = False) -> np.ndarray:
+    """Return a chunk as an array, of columns of different types as one of float32, or of whole numbers if they are."""
     if isinstance(chunk, np.ndarray):
         return chunk
-    for column, dtype in chunk.dtypes.items():
+    for column, dtype in chunk.dtypes.items() if len(chunk) else ():  # of no rows, a CSV does not say
         if dtype.kind not in "fiub":
             raise G2MError(f"{argument}: expected numbers in every column (got {dtype} in column {column!r}).")
-    return chunk.to_numpy()
+    if not whole:
+        return chunk.to_numpy(np.float32, na_value=np.nan)
+    return chunk.to_numpy(np.int64 if all(dtype.kind in "iu" for dtype in chunk.dtypes) else None)
 
 
 Opened = tuple[int | None, Callable[[], Iterator[Any]]]
@@ -126,14 +131,15 @@ Opened = tuple[int | None, Callable[[], Iterator[Any]]]
 def _open_npy(path: Path, rows: int) -> Opened:
     array = np.lib.format.open_memmap(path, mode="r")  # of pickled objects it opens none
     if array.ndim != 2:
-        return None, lambda: iter([array])
+        return None, lambda: iter([np.atleast_1d(array)])
     return len(array), lambda: (array[start : start + rows] for start in range(0, max(1, len(array)), rows))
 
 
-def _open_csv(path: Path, rows: int) -> Opened:
+def _open_csv(path: Path, rows: int, *, columns_count: bool = False) -> Opened:
     # A missing number reads as "nan": a first line with a hole in it is data, and refused later as such.
     first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
-    header = None if all(map(_is_number, first)) else "infer"
+    counts = columns_count and len(first) > 1 and [*first] == [*map(str, range(len(first)))]
+    header = None if all(map(_is_number, first)) and not counts else "infer"
 
     def chunks() -> Iterator[pd.DataFrame]:
         with pd.read_csv(path, header=header, index_col=False, chunksize=rows) as reader:
@@ -158,6 +164,7 @@ def _open_parquet(path: Path, rows: int) -> Opened:
 
 
 _OPEN = {".npy": _open_npy, ".csv": _open_csv, ".parquet": _open_parquet}
+_OPEN_FEATURES = _OPEN | {".csv": partial(_open_csv, columns_count=True)}  # of edges, 0,1 is an arc
 
 
 def read_edges(path: str | Path, num_rows: int | None = None) -> np.ndarray:
@@ -173,7 +180,7 @@ def read_edges(path: str | Path, num_rows: int | None = None) -> np.ndarray:
     """
     path = _existing("--edges", path)
     with _reading("--edges", path):
-        chunks = [_array("--edges", chunk) for chunk in _OPEN[path.suffix](path, VALUES)[1]() if len(chunk)]
+        chunks = [_array("--edges", chunk, whole=True) for chunk in _OPEN[path.suffix](path, VALUES)[1]() if len(chunk)]
     arcs = np.concatenate(chunks) if chunks else np.empty((0, 2), dtype=np.int64)
     if path.suffix != ".npy" or not chunks:
         arcs = arcs.T

@@ -49,6 +49,16 @@ def test_a_first_line_of_numbers_is_data_even_if_they_repeat(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "x.csv", 3), [[0, 0, 0], [1, 2, 3]])
 
 
+@pytest.mark.parametrize("width", [1, 2, 12])
+def test_a_first_line_that_counts_the_columns_is_the_header_that_pandas_writes(tmp_path, width):
+    x = np.random.default_rng(0).integers(5, size=(ROWS, width))
+    pd.DataFrame(x).to_csv(tmp_path / "x.csv", index=False)
+    found = read(tmp_path / "x.csv", width)
+    np.testing.assert_array_equal(found, x if width > 1 else [[0], *x])  # a column of its own counts nothing
+    (tmp_path / "x.csv").write_text(",".join(f"{column}.0" for column in range(width)))
+    assert read(tmp_path / "x.csv", width).tolist() == [[*range(width)]]
+
+
 def test_a_first_line_with_a_hole_is_no_header(tmp_path):
     (tmp_path / "x.csv").write_text("0.5,,1.5\n1,2,3\n")
     found = read(tmp_path / "x.csv", 3)
@@ -88,6 +98,24 @@ def test_a_column_of_words_is_named(tmp_path, x, suffix):
         frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(G2MError, match=r"numbers in every column .*in column 'b'"):
         read(tmp_path / f"x{suffix}", COLUMNS)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_of_different_types(tmp_path, suffix):
+    frame = pd.DataFrame({"a": [True, False], "b": [0.5, 2.0], "c": np.array([3, 250], dtype=np.uint8)})
+    if suffix == ".csv":
+        frame.to_csv(tmp_path / "x.csv", index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(tmp_path / "x.parquet")
+    assert read(tmp_path / f"x{suffix}", 3).tolist() == [[1, 0.5, 3], [0, 2, 250]]
+
+
+def test_columns_of_pandas_own_types_and_a_missing_number_is_none(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"a": [True, False], "b": [0.5, None], "c": [3, None]})
+    frame.convert_dtypes().to_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read(tmp_path / "x.parquet", 3), [[1, 0.5, 3], [0, np.nan, np.nan]])
 
 
 def test_more_columns_than_names_are_refused(tmp_path):
@@ -150,11 +178,12 @@ def test_chunks_are_as_long_as_asked_for_and_are_all_of_it(tmp_path, x, suffix, 
         np.testing.assert_allclose(np.concatenate(chunks), x, rtol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
 def test_a_table_of_no_rows_is_one_empty_chunk(tmp_path, suffix):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
-    (chunk,) = read_features(save(tmp_path / f"x{suffix}", np.empty((0, COLUMNS), np.float32)), COLUMNS)
+    path = save(tmp_path / f"x{suffix}", np.empty((0, COLUMNS), np.float32), ["a", "b", "c"])
+    (chunk,) = read_features(path, COLUMNS)
     assert chunk.shape == (0, COLUMNS)
 
 
@@ -329,6 +358,17 @@ def test_edges_come_back_sorted_by_row(tmp_path, suffix, header, dtype):
     assert found.tolist() == [[7, 3, 40, 7], [0, 0, 2, 6]]
 
 
+def test_edges_of_pandas_own_types(tmp_path):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame(ARCS.T, columns=["id", "row"]).convert_dtypes().to_parquet(tmp_path / "e.parquet")
+    assert read_edges(tmp_path / "e.parquet").tolist() == [[7, 3, 40, 7], [0, 0, 2, 6]]
+
+
+def test_an_arc_from_0_to_1_is_no_header(tmp_path):
+    (tmp_path / "e.csv").write_text("0,1\n4,2\n")
+    assert read_edges(tmp_path / "e.csv").tolist() == [[0, 4], [1, 2]]
+
+
 @pytest.mark.parametrize("name", ["e.npy", "e.csv", "e.parquet"])
 def test_there_may_be_no_edges(tmp_path, name):
     path = save_edges(tmp_path / name, np.empty((2, 0), dtype=np.int64), ["id", "row"])
@@ -353,9 +393,11 @@ def test_edges_that_are_none(tmp_path, suffix, arcs, message):
 def test_files_of_edges_that_cannot_be_read(tmp_path):
     (tmp_path / "text.csv").write_text("id,row\na,b\n")
     (tmp_path / "broken.npy").write_text("nothing")
+    np.save(tmp_path / "number.npy", 4)
     for name, message in {
         "text.csv": "expected numbers in every column",
         "broken.npy": "cannot be read",
+        "number.npy": r"whole numbers in two columns, .*\(got int64, \[1\]\)",
         "none.npy": "no file",
         "e.txt": r"expected a \.npy, \.csv, \.parquet file",
     }.items():
