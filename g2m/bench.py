@@ -70,6 +70,12 @@ class Cell:
         """Whether students of several seeds can be trained at once: not where the method searches."""
         return REGISTRY[self.experiment.method].search is Method.search
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is in its folder once it is run."""
+        names = ("student",) if self.experiment.teacher is None else ("student", "teacher", "outputs")
+        return tuple(f"{name}.safetensors" for name in names)
+
     def run(self, **options: Any) -> Record:
         """Train the cell, see :func:`run_cell`."""
         return run_cell(self, **options)
@@ -368,7 +374,7 @@ def run(
         workers: processes; threads are divided among them. Default 1: this process.
         stack: seeds whose students are trained at once, see :func:`run_stacked`; default 1. Cells with a folder,
             and methods that search, go one by one.
-        folders: by cell key, where to keep what was trained.
+        folders: by cell key, where to keep what was trained; where a file of that is gone, the cell is run again.
         progress: show a bar per training (one process only).
         on_error: called with a cell that a user's mistake made fail, and the run goes on. Default: the mistake ends it.
         options: ``root`` and ``cache`` of :func:`run_cell`.
@@ -388,7 +394,8 @@ def run(
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     left, folders = [], folders or {}
     for cell in grid:
-        if cell.key in finished:
+        folder = folders.get(cell.key)
+        if cell.key in finished and (folder is None or all((folder / name).is_file() for name in cell.files)):
             yield finished[cell.key]
         else:
             left.append(cell)

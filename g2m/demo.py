@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from g2m.bench import append_result, cells, run
+from g2m.bench import cells, run
 from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.latency import SIZES, student_latency, teacher_latency
 from g2m.report import mean_std, quality_against_speed, summary
+from g2m.storage import write_text
 
 DATA, TEACHER, METHODS = "digits", "sage", ("mlp", "glnn")
+_FILES = ("teacher.safetensors", "outputs.safetensors", "student.safetensors", "demo.jsonl", "demo.png")
 
 
 def run_demo(
@@ -23,11 +26,11 @@ def run_demo(
     on_cell: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train teacher and students in both settings; write artifacts, results and a plot; return the table's rows.
+    """Train teacher and students in both settings; write artifacts, the table and a plot; return the table's rows.
 
     Args:
-        folder: where ``teacher``, ``outputs``, ``student`` (``.safetensors``), ``results.jsonl`` and ``demo.png`` go,
-            and the student without a teacher under ``mlp``; a killed run continues there.
+        folder: where ``teacher``, ``outputs``, ``student`` (``.safetensors``), ``demo.jsonl`` and ``demo.png`` go, and
+            the student without a teacher under ``mlp``; a killed run continues there.
         seeds: number of seeds, default 5.
         on_cell: called with each finished training's record.
         progress: show a bar per training.
@@ -35,6 +38,10 @@ def run_demo(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise G2MError(f"out: expected a folder (got the file {str(folder)!r}).")
+    if not (folder / "cache").exists():  # it is there before any of these
+        for name in _FILES:
+            if (folder / name).exists():
+                raise G2MError(f"out: {str(folder / name)!r} is of another run. Name another folder.")
     grid = cells([DATA], methods=METHODS, teachers=[TEACHER], seeds=seeds)
     kept = {cell.key: cell.experiment.method for cell in grid if (cell.setting, cell.seed) == ("transductive", 0)}
     folders = {key: folder if method == METHODS[-1] else folder / method for key, method in kept.items()}
@@ -61,9 +68,7 @@ def run_demo(
                 entry[f"ms_{size}"] = round(time, 4)
                 entry[f"speedup_{size}"] = round(speed["teacher"][size]["p50"] / time, 2)
     table = list(rows.values())
-    (folder / "results.jsonl").unlink(missing_ok=True)
-    for entry in table:
-        append_result(folder / "results.jsonl", entry)
+    write_text(folder / "demo.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in table))
     panels = {"transductive": "transductive: test nodes", "inductive": "inductive: unseen nodes"}
     points = [
         {"model": e["model"], "setting": title, "accuracy": e[key], "std": e[f"{key}_std"], "ms": e["ms_1"]}

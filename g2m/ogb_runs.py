@@ -198,6 +198,10 @@ class _Judged:
         return self.cell.job
 
     @property
+    def files(self) -> tuple[str, ...]:
+        return self.cell.files
+
+    @property
     def seed(self) -> int:
         return self.cell.seed
 

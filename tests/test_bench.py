@@ -284,6 +284,24 @@ def test_finished_cells_are_not_run_again(tmp_path, counted):
     assert sorted(r["key"] for r in read_results(out)) == sorted(r["key"] for r in everything) == sorted(counted)
 
 
+def test_a_cell_whose_files_are_gone_is_run_again(tmp_path, counted):
+    found = grid(methods=["mlp", "glnn"], settings=["transductive"], seeds=1)
+    options = {"out": tmp_path / "r.jsonl", "folders": {cell.key: tmp_path / cell.key for cell in found}}
+    records = list(run(found, **options))
+    for cell, folder in zip(found, options["folders"].values(), strict=True):
+        assert sorted(cell.files) == sorted(file.name for file in folder.iterdir())
+        for name in cell.files:
+            counted.clear()
+            (folder / name).rename(tmp_path / name)
+            again = list(run(found, **options))
+            assert counted == [cell.key]
+            assert (folder / name).is_file()
+            assert [timeless(r) for r in sorted(again, key=str)] == [timeless(r) for r in sorted(records, key=str)]
+    counted.clear()
+    assert len(list(run(found, **options))) == 2
+    assert counted == []
+
+
 def test_without_a_file_all_cells_are_run(counted):
     found = grid(methods=["mlp"], settings=["transductive"])
     assert [r["key"] for r in run(found)] == counted

@@ -29,9 +29,9 @@ def test_everything_is_there(demo):
     names = {file.name for file in folder.iterdir()}
     assert names == {
         *(f"{name}.safetensors" for name in ("teacher", "outputs", "student")),
-        *("results.jsonl", "runs.jsonl", "demo.png", "cache", "mlp"),
+        *("demo.jsonl", "runs.jsonl", "demo.png", "cache", "mlp"),
     }
-    assert read_results(folder / "results.jsonl") == rows
+    assert read_results(folder / "demo.jsonl") == rows
     assert read_results(folder / "runs.jsonl") == seen
     assert len(seen) == 4
     assert (folder / "mlp" / "student.safetensors").is_file()
@@ -80,7 +80,7 @@ def test_a_second_run_trains_nothing(demo, monkeypatch):
     again = run_demo(folder, seeds=1)
     timeless = [{k: v for k, v in row.items() if not k.startswith(("ms_", "speedup_"))} for row in rows]
     assert [{k: v for k, v in row.items() if k in timeless[0]} for row in again] == timeless
-    assert read_results(folder / "results.jsonl") == again
+    assert read_results(folder / "demo.jsonl") == again
 
 
 def test_the_command_prints_json_or_a_table_and_code_that_runs(demo, monkeypatch, capsys):
@@ -100,6 +100,22 @@ def test_the_command_prints_json_or_a_table_and_code_that_runs(demo, monkeypatch
     classes = np.array(capsys.readouterr().out.strip(" []\n").split(), dtype=int)
     truth = sklearn.datasets.load_digits().target[:10]
     assert (classes == truth).mean() >= 0.7
+
+
+def test_what_was_taken_away_is_made_again(demo, monkeypatch):
+    folder, rows, _ = demo
+    (folder / "mlp" / "student.safetensors").unlink()
+    again = run_demo(folder, seeds=1)
+    assert [row["transductive"] for row in again] == [row["transductive"] for row in rows]
+    assert (folder / "mlp" / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "demo.png"])
+def test_files_of_another_run_are_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(G2MError, match=rf"out: '.*{name}' is of another run\. Name another folder\."):
+        run_demo(tmp_path, seeds=1)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):

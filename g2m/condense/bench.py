@@ -97,6 +97,13 @@ class CondenseCell:
         """Cells of one job run one after the other: they share a condensed set."""
         return self.data, self.row.removeprefix("shuffled "), self.seed
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is in its folder once it is run."""
+        if self.row in (*WITHOUT_NETWORK, "untrained"):
+            return ()
+        return ("classifier.safetensors", *(() if self.row == "full" else ("condensed.safetensors",)))
+
     def run(
         self,
         *,

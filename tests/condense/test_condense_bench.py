@@ -86,6 +86,7 @@ def test_a_killed_run_goes_on_and_the_same_again_gives_the_same(tmp_path):
 def test_what_was_trained_is_kept_and_scores_as_recorded(tmp_path, row):
     (cell,) = grid([row])
     record = cell.run(folder=tmp_path / "kept")
+    assert {*cell.files} == {path.name for path in (tmp_path / "kept").glob("*")}
     if row == "size":
         assert not (tmp_path / "kept").exists(), "nothing was trained"
         return
