@@ -746,7 +746,8 @@ def predict(
     from g2m.tables import Part, check_rows, read_edges, read_features, write_predictions
 
     if threads is not None:
-        torch.set_num_threads(check_whole("--threads", threads))
+        threads = min(check_whole("--threads", threads), os.cpu_count() or 1)
+        torch.set_num_threads(threads)
     if student.suffix in SUFFIXES:
         model = Exported.load(student, threads=threads)
         width = model.meta["in_channels"]

@@ -1,4 +1,4 @@
-"""A student as one file that runs without g2m: ``.onnx`` (onnxruntime) or ``.pt2`` (torch alone).
+"""A student as one file that runs without g2m: ``.onnx`` (onnxruntime) or ``.pt2`` (torch alone, from 2.9).
 
 A file is written once its answers are those of the student, and says itself what it is: :attr:`Exported.meta`.
 """
@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -132,11 +133,13 @@ def export(
 
     Args:
         student: fitted.
-        path: ends in ``.onnx`` (opset 18; made with onnx and onnxscript, run by onnxruntime) or ``.pt2`` (torch alone).
+        path: ends in ``.onnx`` (opset 18; made with onnx and onnxscript, run by onnxruntime) or ``.pt2`` (torch alone,
+            from 2.9).
         precision: ``"float32"`` (default): the same answers, to 1e-5. ``"bfloat16"``: weight matrices are stored so, in
             half the bytes, and computed with in float32. ``"int8"``: of ``.onnx``, weights and products in whole
-            numbers of 8 bits (onnxruntime's dynamic quantisation), a quarter of the bytes. With either, rows of
-            neighbours are stored in half the bytes.
+            numbers of 8 bits (onnxruntime's dynamic quantisation), a quarter of the bytes; the rows of a batch share
+            one scale, so that an answer depends on the rows beside it. With either, rows of neighbours are stored in
+            half the bytes.
         neighbours: of a student that reads of neighbours, whether their rows go with it; default True. Without, the
             file takes features alone and answers as for nodes that nothing is linked to.
         calibration: real features ``[M, F]`` to compare on, beside random ones; default: those of ``graph``, if given.
@@ -396,7 +399,16 @@ def _open_onnx(data: bytes, threads: int | None) -> tuple[Run, dict[str, Any]]:
 # -- .pt2 ------------------------------------------------------------------------------------------------------
 
 
+def _check_torch() -> None:
+    if torch.__version__ < "2.9":  # before that, weights were pickled
+        raise G2MError(
+            f"path: .pt2 files are made and opened by torch from 2.9 (got {torch.__version__}). Install that, or take "
+            "an .onnx."
+        )
+
+
 def _make_pt2(served: _Served, precision: str) -> Writer:
+    _check_torch()
     with _quiet():
         program = torch.export.export(served, served.example, dynamic_shapes=served.dynamic_shapes)
     program.example_inputs = None  # would be a pickle
@@ -411,6 +423,7 @@ def _make_pt2(served: _Served, precision: str) -> Writer:
 
 
 def _open_pt2(data: bytes, threads: int | None) -> tuple[Run, dict[str, Any]]:
+    _check_torch()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} was changed")
@@ -449,7 +462,8 @@ class Exported:
 
         Args:
             path: ends in ``.onnx`` or ``.pt2``.
-            threads: from 1; of ``.pt2``, torch's in this process. Default ``None``: as many as torch takes.
+            threads: from 1, of the processors there are; of ``.pt2``, torch's in this process. Default ``None``: as
+                many as torch takes.
 
         Raises:
             G2MError: if the file is missing, truncated, changed or not an exported student, or a package is missing.
@@ -457,7 +471,7 @@ class Exported:
         path = Path(path)
         suffix = _suffix(path)
         if threads is not None:
-            check_whole("threads", threads)
+            threads = min(check_whole("threads", threads), os.cpu_count() or 1)  # far more hang onnxruntime
         if not path.is_file():
             raise G2MError(f"path: no file {str(path)!r}.")
         data = path.read_bytes()
@@ -531,7 +545,8 @@ _OF_ARCS = (
 _PRECISION_NOTES = {
     "float32": "as trained",
     "bfloat16": "weight matrices stored in 16 bits, computed with in float32",
-    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation",
+    "int8": "weights and products in 8 bits, by onnxruntime's dynamic quantisation; the rows of a batch share one "
+    "scale, so that an answer depends on the rows beside it, and a row of much larger numbers makes the others' coarse",
 }
 
 

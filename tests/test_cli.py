@@ -411,6 +411,8 @@ def test_predict_by_an_exported_student(call, place, student, name):
     try:
         assert call("predict", name, "x.npy", "--out", "p.npy", "--threads", 1) == (0, "written: p.npy (9 rows)\n", "")
         assert torch.get_num_threads() == 1
+        assert call("predict", name, "x.npy", "--out", "p.npy", "--threads", 100_000)[0] == 0
+        assert torch.get_num_threads() == os.cpu_count()
     finally:
         torch.set_num_threads(before)
     table = np.load("p.npy")

@@ -435,6 +435,16 @@ def test_a_file_of_onnx_needs_only_onnxruntime(tmp_path, student, monkeypatch):
         Exported.load(path)
 
 
+def test_a_pt2_says_which_torch_it_needs(tmp_path, student, monkeypatch):
+    path = student.export(tmp_path / "student.pt2")
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.8.0"))
+    before = {*tmp_path.iterdir()}
+    for call in (lambda: student.export(tmp_path / "other.pt2"), lambda: Exported.load(path)):
+        with pytest.raises(G2MError, match=r"path: \.pt2 files .* torch from 2\.9 \(got 2\.8\.0\)\. .* take an \.onnx"):
+            call()
+    assert {*tmp_path.iterdir()} == before
+
+
 # -- files that are not what they say ----------------------------------------------------------------------------
 
 
@@ -511,7 +521,7 @@ def test_wrong_names_and_threads(tmp_path, file):
         Exported.load(file, threads=0)
 
 
-def test_threads_are_those_asked_for(file, monkeypatch):
+def test_threads_are_those_asked_for_if_there_are_so_many(file, monkeypatch):
     before, asked = torch.get_num_threads(), []
     session = onnxruntime.InferenceSession
 
@@ -520,11 +530,13 @@ def test_threads_are_those_asked_for(file, monkeypatch):
         return session(data, options, **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: before + 2)
     try:
         Exported.load(file)
         assert asked in ([], [before])
-        Exported.load(file, threads=before + 1)
-        assert asked == [before, before + 1] if file.suffix == ".onnx" else torch.get_num_threads() == before + 1
+        for threads, taken in {before + 1: before + 1, 100_000: before + 2}.items():
+            Exported.load(file, threads=threads)
+            assert asked[-1] == taken if file.suffix == ".onnx" else torch.get_num_threads() == taken
     finally:
         torch.set_num_threads(before)
 
