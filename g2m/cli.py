@@ -22,13 +22,16 @@ from typer.core import TyperGroup
 
 from g2m.errors import G2MError
 
+_GOES_ON = ("demo", "train", "bench", "sweep", "bench-condense", "ogb")  # after a stop; other commands begin anew
+
 
 class _Commands(TyperGroup):
     def invoke(self, context: typer.Context) -> Any:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:  # here: typer would make an exit of it without a word
-            err.print("stopped; the same command goes on from here")
+            goes_on = context.invoked_subcommand in _GOES_ON
+            err.print("stopped; the same command goes on from here" if goes_on else "stopped")
             raise typer.Exit(130) from None
 
 
@@ -140,12 +143,29 @@ def _names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+def _check_folder(path: Path | None) -> None:
+    """Refuse a file where ``--out`` is a folder, before anything is trained."""
+    if path is not None and path.is_file():
+        raise G2MError(f"--out: expected a folder (got the file {str(path)!r}). Name another.")
+
+
+_PLOTS = (".png", ".svg", ".pdf")
+
+
+def _check_plot(path: Path | None) -> None:
+    """Refuse a plot of an unknown kind, before anything is measured for it."""
+    if path is not None and path.suffix not in _PLOTS:
+        raise G2MError(f"--plot: expected a name that ends in {', '.join(_PLOTS)} (got {str(path)!r}).")
+
+
 @cli.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print versions and the optional parts found.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --version: print JSON.")] = False,
 ) -> None:
     if not version:
+        if as_json:
+            raise G2MError("--json: expected after a command, or beside --version (got neither). Put it at the end.")
         return
     from importlib.metadata import version as installed
 
@@ -283,6 +303,7 @@ def train(
     from g2m.bench import cells, run
     from g2m.report import score_rows, summary
 
+    _check_folder(folder)
     names = {"methods": [method], "teachers": [teacher], "settings": [setting]}
     grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
     folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
@@ -365,6 +386,8 @@ def _trainings(
     """Run cells under a bar; return their records and, by what went wrong, the names of the cells that failed."""
     from g2m.bench import read_results, run
 
+    if results.is_dir():
+        raise G2MError(f"--out: expected a results file (got the folder {str(results)!r}). Name a .jsonl in it.")
     name_of = {cell.key: f"{' '.join(filter(None, words(cell)))}, seed {cell.seed}" for cell in grid}
     left = name_of.keys() - ({record.get("key") for record in read_results(results)} if results.exists() else set())
     records: list[dict[str, Any]] = []
@@ -427,11 +450,17 @@ def sweep(
     """
     import optuna
 
+    from g2m.errors import check_range, check_whole
     from g2m.experiments import open_experiment
     from g2m.storage import write_text
     from g2m.sweep import JOURNAL, Sweep
     from g2m.sweep_report import best_rows, draw
 
+    counts = {"--trials": (trials, 1), "--workers": (workers, 1), "--stack": (stack, 1), "--replicate": (replicate, 0)}
+    for option, (value, low) in counts.items():
+        check_whole(option, value, low)
+    if timeout is not None:
+        check_range("--timeout", timeout, 0)
     os.environ.setdefault("MPLBACKEND", "Agg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     experiment = open_experiment(file).searched(sizes=also is not None).override(options or ())
@@ -552,7 +581,7 @@ def bench_condense(
     results: Annotated[Path, typer.Option("--out", help="Results file; a killed run goes on from it.")] = Path(
         "condense.jsonl"
     ),
-    plot: Annotated[Path | None, typer.Option(help="PNG of the metric against bytes.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Of the metric against bytes: .png, .svg or .pdf.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
     options: Annotated[
         list[str] | None, typer.Option("-o", help="key=value: of the network; METHOD.key=value: of a method.")
@@ -564,6 +593,7 @@ def bench_condense(
     """Train networks on condensed sets, on all graphs and on controls, and print one table a data set."""
     from g2m.condense.bench import ROWS, CondenseCell, cells, tables
 
+    _check_plot(plot)
     chosen = _rows(rows, ROWS) if rows else list(ROWS)
     grid = cells(
         data,
@@ -634,6 +664,7 @@ def ogb_command(
     """
     from g2m.ogb_runs import run_ogb
 
+    _check_folder(folder)
     with _joined(), estimates():
         found = run_ogb(
             data,
@@ -722,7 +753,8 @@ def predict(
     features: Annotated[
         Path,
         typer.Argument(
-            help="Features [N, F]: .npy, .csv or .parquet, of any length. A first line of numbers is data, but for 0,1,…"
+            help="Features [N, F]: .npy, .csv or .parquet, of any length. A first line of numbers is data, except "
+            "0,1,2 …, a number a column: pandas' header."
         ),
     ],
     result: Annotated[Path | None, typer.Option("--out", help=".csv, .npy or .parquet; default: print CSV.")] = None,
@@ -833,7 +865,10 @@ def _graph(name: str, seed: int, setting: str, options: Iterable[str] | None, ro
     from g2m.experiments import key_values
 
     given = {key.removeprefix("data."): value for key, value in key_values(options or (), "data.num_nodes=300").items()}
-    return load(name, **{"seed": seed, "setting": setting, "root": root} | given)
+    for key in ("name", "seed", "setting", "root"):
+        if key in given:
+            raise G2MError(f"-o: {key!r} cannot be set here, the command sets it by an argument of its own.")
+    return load(name, seed=seed, setting=setting, root=root, **given)
 
 
 @cli.command()
@@ -848,7 +883,9 @@ def latency(
         str, typer.Option("--fanout", help="Also sample so many neighbours, by layer of the teacher: 5,10,15.")
     ] = "",
     seconds: Annotated[float, typer.Option(help="Spent at most on each measurement.")] = 1.0,
-    plot: Annotated[Path | None, typer.Option(help="PNG of milliseconds against number of nodes.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of milliseconds against number of nodes: .png, .svg or .pdf.")
+    ] = None,
     options: DataOptions = None,
     root: Root = None,
     as_json: Json = False,
@@ -863,6 +900,7 @@ def latency(
 
     numbers = {"sizes": _whole("--sizes", sizes), "fan_out": _whole("--fanout", fan_out)}
     check_range("--seconds", seconds, 0)
+    _check_plot(plot)
     fitted = Teacher.load(teacher), Student.load(student)
     graph = _graph(data, seed, setting, options, root)
     rows = compare(*fitted, graph, **numbers, seconds=seconds)

@@ -334,11 +334,11 @@ def log_ticks(panel: Any) -> None:
 
 
 def time_against_size(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
-    """Plot milliseconds against the number of nodes asked about, medians with a bar up to p99, and save it as a PNG.
+    """Plot milliseconds against the number of nodes asked about, medians with a bar up to p99, and save it.
 
     Args:
         rows: as of :func:`g2m.latency.compare`.
-        path: where to write.
+        path: where to write; ends in ``.png``, ``.svg``, ``.pdf``.
         title: of the figure.
     """
     from matplotlib.figure import Figure  # no pyplot: no window system is asked for
@@ -395,7 +395,7 @@ def curves(
 def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
     return path

@@ -208,6 +208,12 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["bench", "sbm", "--all", "--methods", "mlp"], r"--all, --methods: expected one of them \(got both\)"),
         (["bench", "--all", "-o", "vqgraph.code=1"], "unknown key 'code'"),
         (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], "Not a directory|File exists"),
+        (["bench", "sbm", "--out", "."], r"--out: expected a results file \(got the folder '\.'\)"),
+        (["bench-condense", "atlas", "--plot", "p.gif"], r"--plot: expected a name that ends in \.png, \.svg, \.pdf"),
+        (["train", "sbm", "--out", "file"], r"--out: expected a folder \(got the file 'file'\)"),
+        (["ogb", "ogbn-arxiv", "--out", "file"], r"--out: expected a folder \(got the file 'file'\)"),
+        (["--json"], "--json: expected after a command, or beside --version"),
+        (["--json", "data", "get", "digits"], "--json: expected after a command"),
         (["bench", "sbm", "--out", "binary.jsonl"], "line 1 of 'binary.jsonl' is not JSON"),
         (["sweep", "missing.toml"], "FILE: no experiment file 'missing.toml'"),
         (["sweep", "glnn/cora-cpf-sag"], r"FILE: .*Did you mean 'glnn/cora-cpf-sage'\?"),
@@ -216,6 +222,10 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["sweep", "x.toml", "--setting", "inductiv"], r"Did you mean 'inductive'\?"),
         (["sweep", "x.toml", "-o", "dropot=0.5"], "unknown key 'dropot'"),
         (["sweep", "x.toml", "-o", "lr=0.1", "-o", "norm=none"], "-o: expected at least one option left to search"),
+        (["sweep", "x.toml", "--timeout", "nan"], r"--timeout: expected a number in \[0, inf\] \(got nan\)"),
+        (["sweep", "x.toml", "--timeout", "-5"], r"--timeout: expected a number in \[0, inf\] \(got -5\.0\)"),
+        (["sweep", "x.toml", "--replicate", "-1"], "--replicate: expected a whole number from 0"),
+        (["sweep", "x.toml", "--trials", "0"], "--trials: expected a whole number from 1"),
         (["train", "sbm", "--tuned"], r"--tuned: no tuned options for sbm-glnn-sage; there are none\. Run g2m sweep"),
         (["bench", "sbm", "--tuned"], "--tuned: no tuned options for sbm-mlp; there are none"),
         (["bench", "--all", "--tuned"], "--all, --tuned: expected one of them"),
@@ -245,6 +255,7 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["latency", "x", "x", "--data", "sbm", "--sizes", "1,ten"], "--sizes: expected whole numbers by comma"),
         (["latency", "x", "x", "--data", "sbm", "--fanout", "1.5"], "--fanout: expected whole numbers by comma"),
         (["latency", "x", "x", "--data", "sbm", "--seconds", "-1"], "--seconds: expected a number"),
+        (["latency", "x", "x", "--data", "sbm", "--plot", "p"], r"--plot: expected a name that ends in .* \(got 'p'\)"),
         (["data", "get", "crra"], "name: expected one of"),
         (["demo", "--out", "file"], "out: expected a folder"),
         (["demo", "--seeds", "0"], "seeds: expected a whole number"),
@@ -574,6 +585,8 @@ def test_export_to_int8(call, pair):
         (["--out", "s.pt2", "--precision", "int9"], r"Did you mean 'int8'\?"),
         (["--out", "s.pt2", *OF_DATA, "--seed", "1"], "graph: expected 'sbm' with the seed"),
         (["--out", "s.pt2", "--data", "sbmm"], r"Did you mean 'sbm'\?"),
+        (["--out", "s.pt2", *OF_DATA, "-o", "data.name=cora"], "-o: 'name' cannot be set here"),
+        (["--out", "s.pt2", *OF_DATA, "-o", "seed=1"], "-o: 'seed' cannot be set here"),
         (["--out", "s.pt2", *OF_DATA, "-o", "data.num_node=3"], r"Did you mean 'num_nodes'\?"),
     ],
 )
@@ -587,11 +600,11 @@ def test_export_refuses(call, place, pair, words, message):
 
 def test_latency_prints_a_table_and_draws_it(call, place, pair):
     words = ["latency", "teacher.safetensors", "student.safetensors", *OF_DATA, "--sizes", "1,20", "--seconds", 0]
-    code, out, error = call(*words, "--fanout", "2,3", "--plot", "plots/latency.png")
+    code, out, error = call(*words, "--fanout", "2,3", "--plot", "plots/latency.svg")
     assert (code, error) == (0, "")
     assert re.search(r"teacher, all neighbours\W+cpu\W+20\W", out)
     assert re.search(r"teacher, 2,3 sampled\W+cpu\W+1\W", out)
-    assert (place / "plots" / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (place / "plots" / "latency.svg").read_text()
     code, out, _ = call(*words, "--json")
     rows = json.loads(out)
     assert {(row["model"], row["nodes"]) for row in rows if row["model"] == "student"} == {
@@ -809,6 +822,8 @@ def test_ctrl_c_in_this_process_is_130_as_well(call, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run_cell", stop)
+    monkeypatch.setattr("g2m.condense.condense", stop)
+    assert call("condense", "atlas", "--json") == (130, "", "stopped\n"), "it would begin anew"
     for words in (["bench", "sbm", *QUICK], ["train", "sbm", *QUICK], ["demo"]):
         assert call(*words) == (130, "", "stopped; the same command goes on from here\n")
 
@@ -873,6 +888,9 @@ def test_condense_in_json_and_with_options(call):
         (["condense", "atlas", "--method", "scord"], "Did you mean 'scored'"),
         (["condense", "atlas", "--budget", "1%%", "--json"], "budget: expected bytes"),
         (["condense", "atlas", "--budget", "1", "--json"], "budget"),
+        (["condense", "atlas", "-o", "seed=1"], "unknown key 'seed'"),
+        (["condense", "atlas", "-o", "graphs=1"], "unknown key 'graphs'"),
+        (["condense", "atlas", "-o", "method=mirage"], "unknown key 'method'"),
         (["condense", "atlas", "--method", "mirage", "-o", "min_suport=3"], "Did you mean 'min_support'"),
         (["bench-condense", "atlas", "--rows", "full,scord"], "--rows: expected names of"),
         (["bench-condense", "atlas", "--backbones", "gni"], "Did you mean 'gin'"),
