@@ -324,7 +324,8 @@ def test_a_folder_of_another_command_is_refused(small):
 
     root = small("ogbn-arxiv")
     grid = cells(["ogbn-arxiv"], methods=["mlp"], settings=["transductive"], seeds=1, overrides=QUICK)
-    list(run(grid, out="kept/results.jsonl", root=root))
+    folders = {cell.key: Path("kept", f"seed{cell.seed}-{cell.key}") for cell in grid}  # as g2m train --out kept
+    list(run(grid, out="kept/results.jsonl", folders=folders, root=root))
     with pytest.raises(G2MError, match=r"folder: 'kept/results\.jsonl' has runs that OGB's Evaluator has not scored"):
         run_ogb("ogbn-arxiv", method="mlp", runs=1, overrides=QUICK, root=root, folder="kept")
 
