@@ -503,12 +503,21 @@ class Teacher(_Estimator):
             graph: the one the teacher was fitted on.
             noise_draws: how often the teacher is asked again with noisy features, for ``entropy_change``; default 5.
                 0: not at all, and methods that look at reliability cannot be fitted on the outputs.
+
+        Raises:
+            G2MError: on another graph, split or setting.
         """
+        self._check_fitted()
         observed = graph.observed()
+        if observed.fingerprint() != self.meta_["fingerprint"]:
+            raise G2MError(
+                f"graph: expected {self.meta_['graph']!r} with the split and setting the teacher was fitted on (got "
+                f"{graph.name!r}, {graph.setting}, of another fingerprint): it may have seen what a student of this one "
+                "is not to. Fit a teacher on this graph, split and setting."
+            )
         output = self._forward(observed)
         meta = {
             **self.meta_,
-            "fingerprint": observed.fingerprint(),
             "fingerprint_without_edges": observed.fingerprint(edges=False),
             "setting": graph.setting,
             "teacher": self._config(),

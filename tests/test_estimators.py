@@ -403,7 +403,7 @@ def test_features_that_are_refused(x, message, trained):
 
 def test_a_graph_of_another_width_is_refused(taught, trained):
     other = blocks(num_features=9)
-    for call in (taught.predict, taught.outputs, taught.evaluate, trained.evaluate):
+    for call in (taught.predict, taught.evaluate, trained.evaluate):
         with pytest.raises(G2MError, match="10"):
             call(other)
 

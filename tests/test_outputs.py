@@ -7,7 +7,7 @@ import torch
 from cases import blocks, outputs_of, same_bits, student, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator
+from torch import Generator, nn
 
 from g2m import storage
 from g2m.codebook import CODE_METRICS
@@ -241,6 +241,25 @@ def test_student_refuses_outputs_of_another_graph(what):
             Student("glnn", device="cpu").fit(used_on, outputs_of(made_on))
     assert outputs.check(graph) is None
     assert outputs.check(replace(graph, name="by another name")) is None
+
+
+class Network(nn.Module):
+    def forward(self, x, edge_index):
+        return x[:, :3]
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_teacher_gives_no_outputs_of_another_graph(what, tmp_path):
+    """They would pass for those of a teacher that has seen no more than a student of that graph may."""
+    graph = blocks()
+    other = OTHERS[what](graph)
+    for fitted_on, asked_on in ((graph, other), (other, graph)):
+        taught = Teacher("gcn", hidden_channels=4, max_epochs=1, device="cpu").fit(fitted_on)
+        by_hand = Teacher.from_trained(Network(), fitted_on)
+        for one in (taught, Teacher.load(taught.save(tmp_path / "t")), by_hand):
+            with pytest.raises(G2MError, match=r"graph: expected .*fitted on .*Fit a teacher on this graph"):
+                one.outputs(asked_on)
+            one.outputs(replace(fitted_on, name="by another name")).check(fitted_on)
 
 
 def test_student_refuses_outputs_of_other_unseen_nodes():
