@@ -440,6 +440,7 @@ class Teacher(_Estimator):
         Its validation score on ``graph`` is computed; nothing is trained. In the inductive setting it is yours to
         make sure that ``module`` has not seen the unseen nodes.
         """
+        _check_graph(graph)
         teacher, observed = cls(module), graph.observed()
         teacher._trained(teacher._build(0, 0).eval(), History(), observed, graph.setting)
         logits, val = teacher.predict_logits(observed), observed.part("val")
@@ -455,6 +456,7 @@ class Teacher(_Estimator):
 
     def _forward(self, graph: Graph) -> Output:
         self._check_fitted()
+        _check_graph(graph)
         if graph.num_features != self.meta_["in_channels"]:
             raise G2MError(f"graph: expected {self.meta_['in_channels']} features (got {graph.num_features}).")
         device = self._resolve_device()
@@ -508,12 +510,13 @@ class Teacher(_Estimator):
             G2MError: on another graph, split or setting.
         """
         self._check_fitted()
+        _check_graph(graph)
         observed = graph.observed()
         if observed.fingerprint() != self.meta_["fingerprint"]:
             raise G2MError(
                 f"graph: expected {self.meta_['graph']!r} with the split and setting the teacher was fitted on (got "
-                f"{graph.name!r}, {graph.setting}, of another fingerprint): it may have seen what a student of this one "
-                "is not to. Fit a teacher on this graph, split and setting."
+                f"{graph.name!r}, {graph.setting}, with another fingerprint): it may have seen nodes that students of "
+                "this one may not. Fit a teacher on this graph, split and setting."
             )
         output = self._forward(observed)
         meta = {
@@ -933,6 +936,8 @@ class Student(_Estimator):
 
     def answers(self, graph: Graph) -> dict[str, Answer]:
         """Return logits and labels by part, those that :meth:`evaluate` scores: for a metric of your own."""
+        self._check_fitted()
+        _check_graph(graph)
         return _answers(graph, self.predict_logits(graph), lambda: self.predict_logits(graph.x))
 
     def score(self, graph: Graph, part: str = "test") -> float:

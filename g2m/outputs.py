@@ -193,7 +193,7 @@ class TeacherOutputs:
             return
         raise G2MError(
             f"outputs: made on another graph, split or setting (fingerprint {given}, expected "
-            f"{expected} of {graph.name!r}, {graph.setting}). Fit a teacher on this one, and pass teacher.outputs(graph)."
+            f"{expected} of {graph.name!r}, {graph.setting}). Take teacher.outputs(graph) of a teacher fitted on it."
         )
 
     # -- file --------------------------------------------------------------------------------------------------

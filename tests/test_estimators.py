@@ -14,6 +14,7 @@ import torch
 import torch_geometric.nn as pyg
 from cases import blocks, outputs_of, same_bits, weights
 from torch import nn
+from torch_geometric.data import Data
 
 from g2m import estimators, storage
 from g2m.data import load
@@ -830,6 +831,15 @@ def test_a_set_of_graphs_is_refused():
     for estimator in (Teacher(), Student("mlp")):
         with pytest.raises(G2MError, match=r"graph: expected a g2m\.Graph.*got Graphs"):
             estimator.fit(graphs)
+
+
+def test_what_is_no_graph_is_refused_where_one_is_asked_about(taught, trained):
+    calls = ("predict", "predict_proba", "predict_logits", "outputs", "answers", "evaluate", "score")
+    asked = [getattr(taught, call) for call in calls] + [getattr(trained, call) for call in calls[4:]]
+    for given in (Data(GRAPH.x, GRAPH.edge_index, y=GRAPH.y), GRAPH.x):
+        for call in (*asked, partial(Teacher.from_trained, own())):
+            with pytest.raises(G2MError, match=rf"graph: expected a g2m\.Graph.*got {type(given).__name__}"):
+                call(given)
 
 
 # -- several networks ------------------------------------------------------------------------------------------------
