@@ -671,7 +671,8 @@ class Student(_Estimator):
             checkpoint: file to save to while training and to resume from; removed at the end.
             checkpoint_seconds: least time between two saves; default 20.
             indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student
-                has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs``. Default False.
+                has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs`` and edges. Default
+                False.
             progress: show a bar.
             on_epoch: called with each epoch's record.
 
@@ -681,6 +682,8 @@ class Student(_Estimator):
         _check_graph(graph)
         if indicators and outputs is None:
             raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
+        if indicators and not graph.observed().num_edges:
+            raise G2MError("indicators: compare the ends of edges (got a graph without). Pass the whole graph.")
         options = {"checkpoint_seconds": checkpoint_seconds, "indicators": indicators, "on_epoch": on_epoch}
         options |= {"checkpoint": checkpoint, "progress": progress}
         method, search = self._begin(graph, outputs)
@@ -864,7 +867,7 @@ class Student(_Estimator):
             self.meta_["position_channels"] = task.position.size(1)
             self.meta_["reads_own_position"] = task.method.reads_own
             self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
-        self.meta_["teacher"] = None if outputs is None else outputs.meta.get("teacher")
+        self.meta_["teacher"] = outputs.meta.get("teacher") if task.method.needs else None
         return self
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -1046,11 +1049,10 @@ def _check_graph(graph: Graph) -> None:
 
 
 def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> None:
-    if not method.needs:
-        return
-    if outputs is None:
+    if outputs is not None:  # of a method without a teacher too: indicators compare with them
+        outputs.check(graph, edges=method.takes_edges)
+    elif method.needs:
         raise G2MError(f"outputs: method {method.name!r} learns from a teacher. Pass outputs=teacher.outputs(graph).")
-    outputs.check(graph, edges=method.takes_edges)
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
     if missing:
         raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")

@@ -792,6 +792,16 @@ def test_indicators_need_a_teacher_to_compare_with():
         Student("mlp").fit(blocks(), indicators=True)
     trained = Student("mlp", hidden_channels=8, max_epochs=2).fit(blocks(), outputs_of(blocks()), indicators=True)
     assert "distance_gap" in trained.history_.epochs[0]
+    assert trained.meta_["teacher"] is None, "it has not learned from it"
+
+
+def test_indicators_need_outputs_and_edges_of_this_graph():
+    for method in ("mlp", "glnn"):
+        with pytest.raises(G2MError, match="outputs: made on another graph"):
+            learner(method=method).fit(GRAPH, outputs_of(blocks(seed=1)), indicators=True)
+        for graph in (GRAPH.without_edges(), blocks(edges=False)):
+            with pytest.raises(G2MError, match="indicators: compare the ends of edges"):
+                learner(method=method).fit(graph, outputs_of(graph), indicators=True)
 
 
 # -- how a teacher's epoch is chosen -------------------------------------------------------------------------------
