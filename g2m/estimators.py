@@ -27,7 +27,7 @@ from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
 from g2m.memory import check_memory
-from g2m.methods import Method, label_loss, make_method
+from g2m.methods import REGISTRY, Method, label_loss, make_method
 from g2m.models import (
     BACKBONES,
     GNN,
@@ -878,22 +878,25 @@ class Student(_Estimator):
         A student of a method with positions (``"nosmog"``, ``"onehop"``) may be asked about a graph that has the nodes
         it was trained on, by their ids: others read the mean of their neighbours' positions. Asked about features, it
         takes them for new nodes, that nothing is linked to but what ``edge_index`` says: arcs ``[2, E]`` from ids of
-        the graph trained on, of nodes that training saw (others do not count), to rows of ``x``.
+        the graph trained on, of nodes that training saw (others do not count), to rows of ``x``; one given again counts
+        once, as in a graph.
 
         Raises:
             G2MError: on features of another shape, or on arcs that the student has no use for or that lead nowhere.
         """
         self._check_fitted()
+        arcs = None
         if isinstance(x, Graph):
             if edge_index is not None:
                 raise G2MError("edge_index: a graph has its own. Give features beside it, or the graph alone.")
             if self.position_ is not None:
-                edge_index = self._arcs_of(x)
+                arcs = self._arcs_of(x)
             x = x.x
         x, position = checked_features(x, self.meta_["in_channels"]), None
         if self.position_ is not None:
             known, position = self.position_
-            position = of_arcs(position, known, checked_arcs(edge_index, len(x)), len(x))
+            arcs = checked_arcs(edge_index, len(x)) if arcs is None else arcs
+            position = of_arcs(position, known, arcs, len(x))
         elif edge_index is not None:
             raise reads_no_edge(f"a student of method {getattr(self.method, 'name', self.method)!r}")
         device = resolve_device(self.device)
@@ -950,6 +953,8 @@ class Student(_Estimator):
     # -- file --------------------------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
+        if isinstance(self.method, str) and self.method not in REGISTRY:  # of a file from where it is known
+            return self.params() | {"device": "auto"}
         method = make_method(self.method, self.options)
         own = {name: getattr(method, name) for name in method.options()} if method is self.method else {}
         return self.params() | own | {"device": "auto", "method": method.name}
@@ -987,7 +992,7 @@ class Student(_Estimator):
 
     @classmethod
     def load(cls, path: str | Path) -> Student:
-        """Read a saved student. Its method need not be known here: predicting does not take it."""
+        """Read a saved student. Its method need not be known here: predicting and saving do not take it."""
         tensors, meta = storage.read(path, "student")
         config = dict(meta["config"])
         own = {name: config.pop(name) for name in list(config) if name not in cls._arguments()}
@@ -1012,7 +1017,7 @@ def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0)
 
 
 def checked_arcs(edge_index: Any, num_rows: int) -> Tensor:
-    """Return arcs ``[2, E]`` from ids of nodes to rows of features, none for ``None``, or say what is wrong."""
+    """Return arcs ``[2, E]`` from ids to rows of features, by row and each once, none for ``None``, or what is wrong."""
     if edge_index is None:
         return torch.empty(2, 0, dtype=torch.long)
     expected = "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x"
@@ -1027,7 +1032,9 @@ def checked_arcs(edge_index: Any, num_rows: int) -> Tensor:
     outside = arcs[1, (arcs[1] < 0) | (arcs[1] >= num_rows)]
     if len(outside):
         raise G2MError(f"edge_index: expected arcs to rows 0 to {num_rows - 1} of x (got one to row {outside[0]}).")
-    return arcs
+    ids, place = arcs[0].unique(return_inverse=True)  # ids may be of any size: their places make pairs that fit
+    pairs = (arcs[1] * len(ids) + place).unique()
+    return torch.stack([ids[pairs % len(ids)], pairs // len(ids)])
 
 
 def reads_no_edge(what: str) -> G2MError:

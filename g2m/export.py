@@ -499,7 +499,6 @@ class Exported:
                 raise reads_no_edge("this file")
             return torch.cat([self.run(rows)[output] for rows in x.split(ROWS)])
         arcs, size = checked_arcs(edge_index, len(x)).cpu(), ROWS // 8  # their neighbours' rows are held as well
-        arcs = arcs[:, arcs[1].argsort()]
         starts = range(0, max(1, len(x)), size)
         return torch.cat([self.run(x[at : at + size], arcs_to(arcs, at, at + size))[output] for at in starts])
 
@@ -540,7 +539,7 @@ _ARCS = {
 }
 _OF_ARCS = (
     "An arc leads from a node of the graph trained on, by its id, to a row of features; nodes that training did not "
-    "see do not count.\n"
+    "see do not count. Give each arc once: the file counts it as often as it comes.\n"
 )
 _PRECISION_NOTES = {
     "float32": "as trained",

@@ -484,6 +484,8 @@ def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linke
     assert found.tolist() == expected.argmax(1).tolist()
     torch.testing.assert_close(trained.predict_proba(graph.x[new], arcs), expected.softmax(1))
     assert torch.equal(trained.predict_logits(graph.x, [[], []]), trained.predict_logits(graph.x))
+    repeated = torch.cat([arcs, arcs[:, ::3], arcs.flip(1)], 1)  # a graph merges them
+    assert torch.equal(trained.predict_logits(graph.x[new], repeated), trained.predict_logits(graph.x[new], arcs))
 
 
 @pytest.mark.parametrize(
@@ -743,6 +745,9 @@ def test_a_student_of_an_unknown_method_still_predicts(trained, tmp_path, monkey
     loaded = Student.load(path)
     assert torch.equal(loaded.predict_logits(GRAPH.x), trained.predict_logits(GRAPH.x))
     assert (loaded.method, loaded.options) == (trained.method, trained.options)
+    again = Student.load(loaded.save(tmp_path / "again.safetensors"))
+    assert storage.read(tmp_path / "again.safetensors", "student")[1] == storage.read(path, "student")[1]
+    assert torch.equal(again.predict_logits(GRAPH.x), trained.predict_logits(GRAPH.x))
     with pytest.raises(G2MError, match="method: expected one of"):
         loaded.fit(GRAPH, outputs_of(GRAPH))
 

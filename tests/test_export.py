@@ -165,6 +165,8 @@ def test_the_rows_of_neighbours_travel_with_the_student(tmp_path, reader, monkey
         torch.testing.assert_close(exported.predict_logits(x, arcs), reader.predict_logits(x, arcs), **close)
         torch.testing.assert_close(exported.predict_logits(x), reader.predict_logits(x), **close)
     assert not torch.allclose(exported.predict_logits(x, arcs), exported.predict_logits(x), atol=1e-3)
+    repeated = torch.cat([arcs, arcs[:, ::3]], 1)  # a graph merges them
+    torch.testing.assert_close(exported.predict_logits(x, repeated), exported.predict_logits(x, arcs), **close)
     assert isinstance(exported.predict_proba(x.numpy(), arcs.numpy()), np.ndarray)
     assert exported.predict(x, arcs).equal(reader.predict(x, arcs))
     whole, asked, run = exported.predict_logits(x, arcs), [], exported.run
