@@ -873,7 +873,7 @@ class Student(_Estimator):
     # -- answers -----------------------------------------------------------------------------------------------
 
     def predict_logits(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray | None = None) -> Tensor:
-        """Return logits ``[N, C]`` for features ``[N, F]``: no graph is asked for.
+        """Return logits ``[N, C]`` for features ``[N, F]``, on the CPU wherever those are: no graph is asked for.
 
         A student of a method with positions (``"nosmog"``, ``"onehop"``) may be asked about a graph that has the nodes
         it was trained on, by their ids: others read the mean of their neighbours' positions. Asked about features, it
@@ -905,7 +905,8 @@ class Student(_Estimator):
             self.model_.to(device)
         chunks = x.split(_PREDICT_ROWS)
         if position is not None:
-            chunks = (torch.cat(pair, 1) for pair in zip(chunks, position.split(_PREDICT_ROWS), strict=True))
+            pairs = zip(chunks, position.split(_PREDICT_ROWS), strict=True)
+            chunks = (torch.cat([part.to(device) for part in pair], 1) for pair in pairs)
         with torch.no_grad():
             logits = torch.cat([self.model_(rows.to(device)).logits.cpu() for rows in chunks])
         if device.type != "cpu":
@@ -1006,9 +1007,10 @@ class Student(_Estimator):
 def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0) -> Tensor:
     """Return features as float32 ``[N, F]``, or say what is wrong; ``first``: what their first row counts as."""
     try:
-        x = (from_array(x) if isinstance(x, np.memmap) else torch.as_tensor(x)).to(torch.float32)
-    except (TypeError, ValueError, RuntimeError):
-        raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {type(x).__name__}).") from None
+        x = (from_array(x) if isinstance(x, np.memmap) else torch.as_tensor(x)).to_dense().to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(x).__name__}: {str(error).strip()}"
+        raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {got}).") from None
     if x.dim() != 2 or x.size(1) != width:
         raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {tuple(x.shape)}).")
     if not x.sum().isfinite() and (row := not_finite(x)[1]) is not None:  # the sum alone rarely overflows: one pass
@@ -1017,14 +1019,14 @@ def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0)
 
 
 def checked_arcs(edge_index: Any, num_rows: int) -> Tensor:
-    """Return arcs ``[2, E]`` from ids to rows of features, by row and each once, none for ``None``, or what is wrong."""
+    """Return arcs ``[2, E]`` from ids to rows of features, by row and each once, on the CPU, or say what is wrong."""
     if edge_index is None:
         return torch.empty(2, 0, dtype=torch.long)
     expected = "edge_index: expected arcs of int64, shape [2, E], from known nodes to rows of x"
     try:
-        arcs = torch.as_tensor(edge_index)
-    except (TypeError, ValueError, RuntimeError):
-        raise G2MError(f"{expected} (got {type(edge_index).__name__} of uneven or other things).") from None
+        arcs = torch.as_tensor(edge_index).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise G2MError(f"{expected} (got {type(edge_index).__name__}: {str(error).strip()}).") from None
     whole = arcs.dtype in (torch.int64, torch.int32) or not arcs.numel()  # an empty list has no type
     if not whole or arcs.dim() != 2 or len(arcs) != 2:
         raise G2MError(f"{expected} (got {arcs.dtype}, shape {tuple(arcs.shape)}).")

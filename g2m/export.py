@@ -498,7 +498,7 @@ class Exported:
             if edge_index is not None:
                 raise reads_no_edge("this file")
             return torch.cat([self.run(rows)[output] for rows in x.split(ROWS)])
-        arcs, size = checked_arcs(edge_index, len(x)).cpu(), ROWS // 8  # their neighbours' rows are held as well
+        arcs, size = checked_arcs(edge_index, len(x)), ROWS // 8  # their neighbours' rows are held as well
         starts = range(0, max(1, len(x)), size)
         return torch.cat([self.run(x[at : at + size], arcs_to(arcs, at, at + size))[output] for at in starts])
 

@@ -357,8 +357,10 @@ def same_features(trained, x):
         lambda x: np.asfortranarray(x.numpy()),
         lambda x: x.tolist(),
         lambda x: x.clone().requires_grad_(),
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
     ],
-    ids=["float64", "float64 array", "column-major", "list", "requires grad"],
+    ids=["float64", "float64 array", "column-major", "list", "requires grad", "sparse", "sparse rows"],
 )
 def test_other_kinds_of_features(convert, trained):
     same_features(trained, convert(GRAPH.x))
@@ -394,8 +396,10 @@ def test_no_rows(trained):
         (blocks(num_features=9), r"x: expected features of shape \[N, 10\] \(got \(36, 9\)\)"),
         ([["a"] * 10], "x: expected features"),
         (None, "x: expected features"),
+        (np.zeros((3, 10))[::-1], r"got ndarray: .*negative strides.*array\.copy\(\)"),
+        (np.zeros((3, 10), dtype=">f4"), "got ndarray: .*byte order"),
     ],
-    ids=["narrow", "flat", "deep", "NaN", "infinite", "beyond float32", "graph", "text", "none"],
+    ids="narrow,flat,deep,NaN,infinite,beyond float32,graph,text,none,backwards,big-endian".split(","),
 )
 def test_features_that_are_refused(x, message, trained):
     with pytest.raises(G2MError, match=message):
@@ -488,6 +492,18 @@ def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linke
     assert torch.equal(trained.predict_logits(graph.x[new], repeated), trained.predict_logits(graph.x[new], arcs))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["glnn", "nosmog", "onehop"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_features_and_arcs_may_be_on_a_gpu(method, device):
+    trained = Student(method, hidden_channels=8, max_epochs=1, device="cpu").fit(GRAPH, outputs_of(GRAPH))
+    given = (GRAPH.x,) if method == "glnn" else (GRAPH.x, GRAPH.edge_index)
+    expected, trained.device = trained.predict_logits(*given), device
+    found = trained.predict_logits(*(tensor.cuda() for tensor in given))
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "asked", "edge_index", "message"),
     [
@@ -502,7 +518,7 @@ def test_new_nodes_are_asked_about_by_features_and_the_neighbours_they_are_linke
         ("onehop", "x", [[0.0], [0.0]], r"edge_index: expected arcs of int64.*got torch.float32"),
         ("onehop", "x", [[0, 1], [0, 36]], r"edge_index: expected arcs to rows 0 to 35 of x \(got one to row 36\)"),
         ("onehop", "x", [[0], [-1]], r"got one to row -1"),
-        ("onehop", "x", [[0, 1], [0]], r"edge_index: expected arcs of int64.*got list of uneven"),
+        ("onehop", "x", [[0, 1], [0]], r"edge_index: expected arcs of int64.*got list: expected sequence of length 2"),
     ],
 )
 def test_arcs_that_lead_nowhere_are_refused(method, asked, edge_index, message):
