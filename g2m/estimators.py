@@ -406,9 +406,9 @@ class Teacher(_Estimator):
         )
         with torch.no_grad():
             task(*batches.batch.inputs)
-        self.model_, self.history_ = model.to("cpu"), plain.history_
-        seconds = round(plain.meta_["seconds"] + history.seconds, 3)
-        self.meta_ = {**plain.meta_, "seconds": seconds, "figures": task.observe()}
+        seconds = plain.history_.seconds + history.seconds
+        self.model_, self.history_ = model.to("cpu"), replace(plain.history_, seconds=seconds)
+        self.meta_ = {**plain.meta_, "seconds": round(seconds, 3), "figures": task.observe()}
         if kept is not None:
             self.save(kept)
             kept.with_suffix(".checkpoint").unlink(missing_ok=True)

@@ -29,7 +29,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Output(NamedTuple):
-    """What every model returns: logits ``[N, C]``, the input of the last layer ``[N, H]``, extra losses by name."""
+    """What every model returns: logits ``[N, C]``, the input of the last layer ``[N, H]`` (where codes come between,
+    the state they are of), extra losses by name."""
 
     logits: Tensor
     hidden: Tensor | None = None

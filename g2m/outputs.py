@@ -30,7 +30,8 @@ class TeacherOutputs:
     Args:
         node_id: ids ``[M]`` of the rows in the graph that was given to the teacher, strictly ascending.
         logits: ``[M, C]``.
-        hidden: the input of the teacher's last layer ``[M, H]``, or ``None``.
+        hidden: the input of the teacher's last layer ``[M, H]``; where codes come between, the state they are of; or
+            ``None``.
         low_target: teacher probabilities summed over each node and its neighbours ``[M, C]``, or ``None``.
         entropy_change: how far the entropy of a node's probabilities moves when features are noisy ``[M, 1]``, from 0,
             or ``None``: a small one is reliable.

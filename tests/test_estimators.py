@@ -399,7 +399,7 @@ def test_no_rows(trained):
         (np.zeros((3, 10))[::-1], r"got ndarray: .*negative strides.*array\.copy\(\)"),
         (np.zeros((3, 10), dtype=">f4"), "got ndarray: .*byte order"),
     ],
-    ids="narrow,flat,deep,NaN,infinite,beyond float32,graph,text,none,backwards,big-endian".split(","),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_features_that_are_refused(x, message, trained):
     with pytest.raises(G2MError, match=message):

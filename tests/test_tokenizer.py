@@ -401,6 +401,7 @@ def test_a_saved_teacher_gives_the_same(place, tmp_path):
     loaded = Teacher.load(trained.save(tmp_path / "teacher.safetensors"))
     assert same_bits(weights(trained), weights(loaded))
     assert loaded.meta_ == trained.meta_
+    assert trained.history_.seconds == pytest.approx(loaded.history_.seconds, abs=1e-3), "of codes beside as well"
     assert loaded.params() == trained.params() | {"device": "auto"}
     first, second = trained.outputs(GRAPH), loaded.outputs(GRAPH)
     assert first.fingerprint() == second.fingerprint()
