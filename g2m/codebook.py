@@ -19,7 +19,7 @@ _KMEANS_ROWS = 256  # vectors per code that k-means looks at
 # -- vectors against codes -------------------------------------------------------------------------------------------
 
 
-def similarity(x: Tensor, codes: Tensor, metric: str = "cosine") -> Tensor:
+def similarity(x: Tensor, codes: Tensor, metric: str = "cosine", like: Tensor | None = None) -> Tensor:
     """Return how near each vector is to each code ``[N, K]``, higher is nearer.
 
     Cosine in [-1, 1]; or minus half the squared Euclidean distance in units of the codes' mean squared norm, which for
@@ -29,12 +29,14 @@ def similarity(x: Tensor, codes: Tensor, metric: str = "cosine") -> Tensor:
         x: ``[N, D]``.
         codes: ``[K, D]``.
         metric: ``"cosine"`` (default) or ``"euclidean"``.
+        like: codes ``[K, D]`` whose mean squared norm is the unit; default ``codes``.
     """
     if metric == "cosine":
         return F.normalize(x) @ F.normalize(codes).T
     norms = codes.square().sum(1)
     distance = x.square().sum(1, keepdim=True) - 2 * x @ codes.T + norms
-    return -distance / (2 * norms.mean().clamp_min(torch.finfo(norms.dtype).tiny))
+    unit = (norms if like is None else like.square().sum(1)).mean()
+    return -distance / (2 * unit.clamp_min(torch.finfo(unit.dtype).tiny))
 
 
 def nearest_code(x: Tensor, codes: Tensor, metric: str = "cosine", *, chunk: int = SCORES) -> Tensor:
@@ -59,6 +61,8 @@ def log_assignments(
 ) -> Tensor:
     """Return log-probabilities ``[N, L, K]`` of the codes of each level: softmax of :func:`similarity` over ``tau``.
 
+    All levels are measured in the first one's unit: in units of their own, what is all but explained would count most.
+
     Args:
         x: ``[N, D]``.
         codebook: ``[L, K, D]``; a level sees what the codes before it left.
@@ -68,7 +72,7 @@ def log_assignments(
     """
     levels = []
     for level, codes in enumerate(codebook):
-        scores = similarity(x, codes, metric)
+        scores = similarity(x, codes, metric, codebook[0])
         levels.append(F.log_softmax(scores / tau, -1))
         if level + 1 < len(codebook):
             x = x - codes[scores.argmax(1) if path is None else path[:, level]]

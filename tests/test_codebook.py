@@ -40,12 +40,13 @@ def buffers(book: Codebook) -> dict[str, Tensor]:
 # -- vectors against codes -------------------------------------------------------------------------------------------
 
 
-def scores(x: Tensor, codes: Tensor, metric: str) -> Tensor:
+def scores(x: Tensor, codes: Tensor, metric: str, like: Tensor | None = None) -> Tensor:
     """Pair by pair, written as defined."""
+    unit = (codes if like is None else like).square().sum(-1).mean()
     x, codes = x[:, None], codes[None]
     if metric == "cosine":
         return (x * codes).sum(-1) / (x.square().sum(-1) * codes.square().sum(-1)).sqrt()
-    return -(x - codes).square().sum(-1) / (2 * codes.square().sum(-1).mean())
+    return -(x - codes).square().sum(-1) / (2 * unit)
 
 
 @quick
@@ -82,7 +83,7 @@ def test_log_assignments_are_a_softmax_at_each_level_of_what_is_left(metric, own
     x, books = vectors(6, 3, dtype=torch.float64), vectors(2, 5, 3, seed=1, dtype=torch.float64)
     first = scores(x, books[0], metric)
     path = torch.stack([first.argmax(1) if own else torch.arange(6) % 5, torch.zeros(6, dtype=torch.long)], 1)
-    second = scores(x - books[0][path[:, 0]], books[1], metric)
+    second = scores(x - books[0][path[:, 0]], books[1], metric, books[0])
     expected = torch.stack([(s / 0.3).exp() / (s / 0.3).exp().sum(1, keepdim=True) for s in (first, second)], 1)
     found = log_assignments(x, books, 0.3, metric, None if own else path)
     torch.testing.assert_close(found.exp(), expected, **EXACT)

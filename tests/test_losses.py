@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Generator
 from torch.nn import functional as F
 
-from g2m.codebook import CODE_METRICS
+from g2m.codebook import CODE_METRICS, Codebook
 from g2m.losses import (
     centred,
     code_assignment_loss,
@@ -262,13 +262,13 @@ def test_similarity_loss_of_one_row_is_finite(normalise):
 # -- VQGraph: against dense formulas -----------------------------------------------------------------------------------
 
 
-def assignments(x, codes, tau, metric):
-    """Probabilities over codes, pair by pair."""
+def assignments(x, codes, tau, metric, first):
+    """Probabilities over codes, pair by pair, in the unit of the first level's."""
     x, codes = x[:, None], codes[None]
     if metric == "cosine":
         score = (x * codes).sum(-1) / (x.norm(dim=-1) * codes.norm(dim=-1))
     else:
-        score = -(x - codes).square().sum(-1) / (2 * codes.square().sum(-1).mean())
+        score = -(x - codes).square().sum(-1) / (2 * first.square().sum(-1).mean())
     return (score / tau).exp() / (score / tau).exp().sum(-1, keepdim=True)
 
 
@@ -294,12 +294,27 @@ def test_code_assignment_loss_is_the_dense_one_in_chunks_of_any_size(metric, row
     ours = code_assignment_loss(s, t, codebook, tau, metric, path if levels > 1 else None, chunk=chunk)
     left, rest, plain = s, t.detach(), 0
     for level in range(levels):
-        plain = plain + divergence(*(assignments(x, codebook[level], tau, metric) for x in (rest, left))) / levels
+        sides = (assignments(x, codebook[level], tau, metric, codebook[0]) for x in (rest, left))
+        plain = plain + divergence(*sides) / levels
         left, rest = (x - codebook[level][path[:, level]] for x in (left, rest))
     torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-12)
     of_teacher, of_student = torch.autograd.grad(3 * ours, (t, s), allow_unused=True)
     assert of_teacher is None
     torch.testing.assert_close(of_student, torch.autograd.grad(3 * plain, s)[0], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_codes", [5, 20, 60])  # of 40 vectors: with 60 the first level leaves nothing
+def test_code_assignment_loss_of_a_level_counts_by_what_was_left_for_it(num_codes):
+    torch.manual_seed(0)
+    s, t = logits(40, 4, 0).float().requires_grad_(), logits(40, 4, 1).float()
+    book = Codebook(num_codes, 4, num_levels=3, dead_threshold=0)
+    book(t)
+    book.eval()
+    parts = [code_assignment_loss(s, t, book.codes[:n], 0.1, "euclidean", book(t).index[:, :n]) * n for n in (1, 2, 3)]
+    first, two, three = parts
+    (gradient,) = torch.autograd.grad(three, s)
+    assert gradient.isfinite().all()
+    assert 0 <= three - two < two - first + 1e-6 < first
 
 
 @pytest.mark.parametrize("metric", CODE_METRICS)

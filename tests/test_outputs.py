@@ -343,11 +343,12 @@ def coded(request, outputs):
 def expected_assignments(outputs, tau):
     """Codes ``[M, L]`` and probabilities ``[M, L, K]``, level by level in double precision."""
     x, codes, shares = outputs.code_input.double(), [], []
-    for level in outputs.codebook.double().reshape(-1, *outputs.codebook.shape[-2:]):
+    levels = outputs.codebook.double().reshape(-1, *outputs.codebook.shape[-2:])
+    for level in levels:
         if outputs.code_metric == "cosine":
             score = torch.cosine_similarity(x[:, None], level[None], dim=-1)
         else:
-            score = -torch.cdist(x, level).square() / (2 * level.square().sum(1).mean())
+            score = -torch.cdist(x, level).square() / (2 * levels[0].square().sum(1).mean())
         codes.append(score.argmax(1))
         shares.append((score / tau).softmax(1))
         x = x - level[codes[-1]]
