@@ -246,9 +246,12 @@ class Teacher(_Estimator):
         self.members, self.tokenizer, self.options = check_whole("members", members), tokenizer, options
         self.partitions, self.batch_size = check_whole("partitions", partitions), check_whole("batch_size", batch_size)
         self.fan_out = None if fan_out is None else [check_whole("fan_out", most) for most in fan_out]
-        if self.fan_out is not None and (partitions > 1 or tokenizer == "inside" or not isinstance(model, str)):
+        if self.fan_out is not None and (
+            partitions > 1 or tokenizer in ("inside", "reference") or not isinstance(model, str)
+        ):
             raise G2MError(
-                "fan_out: expected a model by name, no tokenizer inside and no partitions (got other). Leave it out."
+                "fan_out: expected a model by name, no tokenizer but 'beside' and no partitions (got other). "
+                "Leave it out."
             )
         if not isinstance(checkpoint_activations, bool):
             raise G2MError(f"checkpoint_activations: expected True or False (got {checkpoint_activations!r}).")

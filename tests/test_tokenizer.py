@@ -467,6 +467,8 @@ def test_options_are_those_of_the_tokenizer_but_for_the_form_of_it():
         (lambda: Teacher("gcn", tokenizer="inside", reference=True), "unknown key 'reference'"),
         (lambda: Teacher(nn.Linear(2, 2), tokenizer="inside"), "tokenizer: a module has its own shape"),
         (lambda: Teacher(nn.Linear(2, 2), num_codes=5), "num_codes"),
+        (lambda: Teacher(tokenizer="inside", fan_out=[2, 2]), "fan_out: .*no tokenizer but 'beside'"),
+        (lambda: Teacher(tokenizer="reference", fan_out=[2, 2]), "fan_out: .*no tokenizer but 'beside'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(make, message):
