@@ -33,7 +33,8 @@ def stack_key(student: Student, graph: Graph) -> tuple[tuple[str, Any], ...]:
     """Return what students must have in common to be trained by :func:`fit_stacked`, hashable, as pairs.
 
     They may differ in everything else: seed, learning rate, weight decay, dropout, epochs, patience, the method's
-    options. Their graphs may differ, but for the number of features, of classes, and of steps of an epoch.
+    options. Their graphs may differ, but for the number of features, of classes, and of steps of an epoch. Of those
+    that read positions beside the features, one model is made for each number of columns.
     """
     method = make_method(student.method, student.options)
     observed = graph.observed()
@@ -83,16 +84,22 @@ def fit_stacked(
     methods = _check_alike(students, graphs, outputs)
     device = resolve_device(students[0].device)
     width = WIDTH.get(device.type, 8) if width is None else check_whole("width", width)
-    stack, waiting, failed = Stack(width), deque(range(len(students))), {}
+    width = min(width, len(students))
+    waiting, failed = deque(range(len(students))), {}
+    stacks: dict[int, Stack] = {}  # by the columns of the input: with positions, known once these are made
     members, placed = {}, {}
 
     def place(x: Any) -> Any:
-        return placed.setdefault(id(x), (x, unless_mapped(x, device)))[1]  # once for all that share it
+        if x is not graphs[i].observed().features:  # with positions: one student's own, and gone with it
+            return unless_mapped(x, device)
+        if id(x) not in placed:
+            placed[id(x)] = x, unless_mapped(x, device)
+        return placed[id(x)][1]
 
     bar = tqdm(total=len(students), desc="students", leave=False, disable=None if progress else True)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while waiting or stack.runs:
-            while waiting and len(stack.runs) < width:
+        while waiting or members:
+            while waiting and len(members) < width:
                 i = waiting.popleft()
                 try:
                     task = students[i]._prepare(methods[i], graphs[i], outputs[i], place=place)
@@ -105,16 +112,18 @@ def fit_stacked(
                         own_stream=True,
                         **students[i]._fit_options(),
                     )
-                    stack.add(run)
                 except G2MError as error:
                     failed[i] = error
                     bar.update()
                 else:
-                    members[run] = i, task
-            if stack.runs:
-                stack.train_epoch()
-            for run in [*stack.runs]:
-                i, task = members[run]
+                    stack = stacks.setdefault(task.model.layers[0].in_features, Stack(width))
+                    stack.add(run)
+                    members[run] = i, task, stack
+            for stack in stacks.values():
+                if stack.runs:
+                    stack.train_epoch()
+            for run in [*members]:
+                i, task, stack = members[run]
                 dropped = run.error is None and on_epoch is not None and on_epoch(i, run.history.epochs[-1])
                 if run.error is None and not dropped and not run.finished:
                     continue
@@ -176,15 +185,7 @@ class Stack:
         self._block: tuple[list[CSR], CSR] | None = None
 
     def add(self, run: Run) -> None:
-        """Take a run in; the parameters of its model's layers become views.
-
-        Raises:
-            G2MError: if its model is of another shape than the others'.
-        """
-        for name, p in run.model.layers.named_parameters():
-            if name in self._weights and self._weights[name].shape[1:] != _lying(p).shape:
-                expected = tuple(self._weights[name].shape[1:])
-                raise G2MError(f"students: expected one shape, {name} of {expected} (got {tuple(_lying(p).shape)}).")
+        """Take a run in, its model of the shape of the others'; the parameters of its layers become views."""
         self.runs.append(run)
         self._bind(run, len(self.runs) - 1)
 

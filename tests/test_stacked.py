@@ -1,13 +1,15 @@
 """Students trained together are the students they would be alone."""
 
+import gc
 from dataclasses import replace
+from weakref import ref
 
 import pytest
 import torch
 from cases import blocks, outputs_of, student, teacher_for, thin
 from torch import Generator
 
-from g2m import fit_stacked
+from g2m import fit_stacked, stacked
 from g2m.errors import G2MError
 from g2m.estimators import Student
 from g2m.graph import Graph
@@ -108,8 +110,31 @@ def test_options_of_the_method_differ():
     check("glnn", [{"lam": lam, "tau": tau, "seed": 1} for lam, tau in [(0.0, 1.0), (0.5, 2.0), (1.0, 0.5)]])
 
 
-def test_positions_are_each_ones_own():
-    check("nosmog", [{"seed": seed, "batch_size": 7, "position_channels": 4} for seed in range(2)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("nosmog", [{"position_channels": channels} for channels in (4, 6, 4)] + [{"position": "none"}]),
+        ("onehop", [{"lam": 0.0, "channels": 3}, {"lam": 0.5, "channels": 5}, {"lam": 1.0, "channels": 3}]),
+    ],
+)
+def test_positions_are_each_ones_own_and_of_any_number_of_columns(name, options):
+    check(name, [{"seed": seed, "batch_size": 7, **each} for seed, each in enumerate(options)], width=3)
+
+
+def test_features_are_placed_once_for_all_and_those_beside_positions_go_with_their_student(monkeypatch):
+    placed = []
+    monkeypatch.setattr(stacked, "unless_mapped", lambda x, _: (placed.append(ref(x)), x)[1])
+    fit_stacked([student("mlp", seed=seed) for seed in range(3)], GRAPH)
+    assert len(placed) == 1
+    placed.clear()
+
+    def on_epoch(i, record):
+        gc.collect()
+        assert [x() is not None for x in placed] == [False] * i + [True]
+
+    students = [student("nosmog", seed=seed) for seed in range(3)]
+    fit_stacked(students, GRAPH, outputs_of(GRAPH), width=1, on_epoch=on_epoch)
+    assert len(placed) == 3
 
 
 def test_a_place_that_is_left_goes_to_the_next():
@@ -122,6 +147,14 @@ def test_a_place_that_is_left_goes_to_the_next():
     assert max(widths) == 3
     assert sum(widths) == sum(options["max_epochs"] for options in members)
     assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(2, 2), (100, 3), (None, 3)])
+def test_there_is_room_for_no_more_than_there_are(width, expected, monkeypatch):
+    room, add = set(), Stack.add
+    monkeypatch.setattr(Stack, "add", lambda self, run: (room.add(self.width), add(self, run))[1])
+    check("mlp", [{"seed": seed} for seed in range(3)], width=width)
+    assert room == {expected}
 
 
 def test_seconds_are_shared_out():
@@ -258,14 +291,6 @@ def test_what_cannot_be_trained_together_is_refused(students, graph, outputs, me
 def test_width_out_of_range():
     with pytest.raises(G2MError, match="width: expected a whole number from 1"):
         fit_stacked([student("mlp")], GRAPH, width=0)
-
-
-def test_inputs_of_another_width_fail_by_themselves():
-    """Known only once positions are made."""
-    together = [student("nosmog", seed=seed, position_channels=4 + seed) for seed in range(2)]
-    failed = fit_stacked(together, GRAPH, outputs_of(GRAPH))
-    assert failed.keys() == {1}
-    assert "0.weight" in str(failed[1])
 
 
 def test_an_auto_with_its_mixture_is_a_method_like_any():
