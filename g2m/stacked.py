@@ -251,8 +251,13 @@ class Stack:
         norms = [run.model.norms[i] for run in self.runs]
         if isinstance(norms[0], torch.nn.Identity):
             return x
-        parts = zip(norms, _rows(x.view(len(norms), max(sizes), -1), sizes), strict=True)
-        return torch.stack([_filled(norm(part), max(sizes)) for norm, part in parts])
+        parts = _rows(x.view(len(norms), max(sizes), -1), sizes)
+        for place, (run, norm) in enumerate(zip(self.runs, norms, strict=True)):
+            try:
+                parts[place] = norm(parts[place])
+            except G2MError as error:  # a step of one row: a mistake of its own, as one in its loss
+                run.error = run.error or error
+        return torch.stack([_filled(part, max(sizes)) for part in parts])
 
     def _dropped(self, x: Tensor, sizes: list[int]) -> Tensor:
         width = x.size(-1)

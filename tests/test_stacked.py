@@ -1,6 +1,7 @@
 """Students trained together are the students they would be alone."""
 
 import gc
+import re
 from dataclasses import replace
 from weakref import ref
 
@@ -225,6 +226,17 @@ def test_a_mistake_in_a_loss_is_its_members_own(at):
 
 
 SMALL = {"hidden_channels": 8, "max_epochs": 3, "batch_size": 20, "device": "cpu", "dropout": 0.5}
+
+
+def test_a_step_of_one_row_under_batch_norm_is_its_members_own_mistake():
+    """Here of the one that draws no edges."""
+    shape = {"batch_size": 1, "edge_batch_size": 9, "norm": "batch", "num_layers": 3}
+    together, alone = ([student("ff_g2m", **shape, seed=0, high=high) for high in (1.0, 0.0)] for _ in range(2))
+    failed = fit_stacked(together, GRAPH, outputs_of(GRAPH))
+    assert failed.keys() == {1}
+    with pytest.raises(G2MError, match=f"^{re.escape(str(failed[1]))}$"):
+        alone[1].fit(GRAPH, outputs_of(GRAPH))
+    same(together[0], alone[0].fit(GRAPH, outputs_of(GRAPH)), GRAPH)
 
 
 def test_all_may_fail():
