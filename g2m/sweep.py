@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from g2m.bench import run, start_worker
-from g2m.errors import G2MError, check_whole, choose
+from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.experiments import ExperimentFile
 from g2m.graph import SETTINGS
 from g2m.report import mean_std
@@ -299,7 +299,7 @@ class Sweep:
             workers: processes, one for each GPU in turn where there are some, else threads are divided among them;
                 default 1: this process.
             stack: trials asked for and trained at once, see :func:`g2m.fit_stacked`; default 1.
-            timeout: seconds after which this call begins no more trials; default ``None``.
+            timeout: seconds after which this call begins no more trials, from 0; default ``None``.
             name: of the study, default :attr:`name`.
             root, cache: folders of data and of trained teachers, see :func:`g2m.bench.run_cell`.
             on_change: called with the study as trials end.
@@ -310,8 +310,8 @@ class Sweep:
         """
         for argument, value in (("trials", trials), ("workers", workers), ("stack", stack)):
             check_whole(argument, value)
+        until = None if timeout is None else time.time() + check_range("timeout", timeout, 0)
         study = self.study(storage, name)
-        until = None if timeout is None else time.time() + timeout
         common = {"trials": trials, "stack": stack, "until": until, "root": root, "cache": cache}
         with _driver_errors(storage, _LOST):
             while True:

@@ -167,6 +167,8 @@ def test_a_time_limit_begins_no_more_trials(imaginary, tmp_path):
     study = Sweep(MLP).run(tmp_path / "j.log", trials=5, timeout=0)
     assert journal(study) == []
     assert states(Sweep(MLP).run(tmp_path / "j.log", trials=5, timeout=1000)) == [COMPLETE] * 5
+    with pytest.raises(G2MError, match=r"timeout: expected a number in \[0, inf\] \(got nan\)"):
+        Sweep(MLP).run(tmp_path / "j.log", trials=5, timeout=float("nan"))
 
 
 @pytest.mark.parametrize("argument", ["trials", "workers", "stack"])
