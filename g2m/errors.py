@@ -1,4 +1,4 @@
-"""The one error g2m raises for a user's mistake, and did-you-mean for wrong names."""
+"""The error g2m raises for a user's mistake, and did-you-mean for wrong names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from numbers import Integral, Real
 
 class G2MError(ValueError):
     """A mistake the user can mend: the message names the argument, what was expected, what was got, what to do."""
+
+
+class FileError(G2MError):
+    """A file that is missing, or not what it should be."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from g2m import distributed, frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
-from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
+from g2m.errors import FileError, G2MError, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
 from g2m.memory import check_memory
@@ -727,9 +727,9 @@ class Student(_Estimator):
             try:
                 tried[-1]._fit_once(graph, outputs, kept, **options)
                 score = tried[-1].history_.best_score
+            except FileError:  # not the method is wrong
+                raise
             except G2MError as error:
-                if str(error).startswith(("checkpoint:", "path:")):  # a file is wrong, not the method
-                    raise
                 failed[len(tried) - 1], score = error, -math.inf
             try:
                 candidate = search.send(score)

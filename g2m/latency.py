@@ -178,19 +178,16 @@ def compare(
         if fan_out and "sampled" not in ways:
             raise G2MError("fan_out: a module of one's own does not say what it samples. Leave it out.")
         sample = {f"teacher, {','.join(map(str, fan_out))} sampled": [ways.pop("sampled")]} if fan_out else {}
-        models = {
-            "teacher, all neighbours": [*ways.values()],
-            **sample,
-            "student": [_student_way(_on(device, student), graph, arcs_into)],
-        }
+        teachers = {"teacher, all neighbours": [*ways.values()], **sample}
+        students = {"student": [_student_way(_on(device, student), graph, arcs_into)]}
         if exported is not None and device == "cpu":
-            models["student, onnxruntime"] = [_student_way(exported.predict_logits, graph, arcs_into)]
+            students["student, onnxruntime"] = [_student_way(exported.predict_logits, graph, arcs_into)]
         for size in sizes:
             asked = [_nodes(graph, size, seed).sort().values for seed in range(DRAWS)]
             once = [nodes.unique() for nodes in asked]
-            draws = {model: asked if model.startswith("student") else once for model in models}
             times = {
-                model: min((_time(way, draws[model], seconds) for way in ways), key=_p50)
+                model: min((_time(way, draws, seconds) for way in ways), key=_p50)
+                for models, draws in ((teachers, once), (students, asked))
                 for model, ways in models.items()
             }
             rows += [

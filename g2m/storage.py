@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from g2m.errors import G2MError
+from g2m.errors import FileError
 
 FORMAT = "g2m/1"
 
@@ -81,21 +81,21 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     """Read what :func:`write` wrote and check it before it is believed.
 
     Raises:
-        G2MError: if the file is missing, truncated, of another program or kind, or changed since it was written.
+        FileError: if the file is missing, truncated, of another program or kind, or changed since it was written.
     """
     path = Path(path)
     if not path.is_file():
-        raise G2MError(f"path: no file {str(path)!r}.")
+        raise FileError(f"path: no file {str(path)!r}.")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise G2MError(f"path: {str(path)!r} is truncated or not a safetensors file ({error}).") from None
+        raise FileError(f"path: {str(path)!r} is truncated or not a safetensors file ({error}).") from None
     if header.get("format") != FORMAT:
-        raise G2MError(f"path: expected a file of format {FORMAT!r} (got {header.get('format')!r} at {str(path)!r}).")
+        raise FileError(f"path: expected a file of format {FORMAT!r} (got {header.get('format')!r} at {str(path)!r}).")
     if header.get("kind") != kind:
-        raise G2MError(f"path: expected a {kind} file (got a {header.get('kind')} file at {str(path)!r}).")
+        raise FileError(f"path: expected a {kind} file (got a {header.get('kind')} file at {str(path)!r}).")
     if header.get("checksum") != checksum(tensors, kind, header.get("meta", "")):
-        raise G2MError(f"path: {str(path)!r} was changed after it was written (its checksum differs). Make it again.")
+        raise FileError(f"path: {str(path)!r} was changed after it was written (its checksum differs). Make it again.")
     return tensors, json.loads(header["meta"])

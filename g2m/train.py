@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from g2m import distributed, storage
 from g2m.batches import Batch
-from g2m.errors import G2MError, check_range, check_whole
+from g2m.errors import FileError, G2MError, check_range, check_whole
 from g2m.models import Output, rows_shared
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
@@ -163,7 +163,7 @@ def fit(
         if checkpoint is not None and run.shared:
             reached = distributed.gather(torch.tensor([done]), [1] * distributed.size()).tolist()
             if len({*reached}) > 1:
-                raise G2MError(
+                raise FileError(
                     f"checkpoint: expected a file that all joined processes read (got {str(checkpoint)!r}, epochs "
                     f"{reached} by process). Put it in a folder that they share."
                 )
@@ -436,7 +436,7 @@ def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors, meta = storage.read(path, "checkpoint")
     if meta["identity"] != identity:
         changed = sorted(k for k in identity | meta["identity"] if identity.get(k) != meta["identity"].get(k))
-        raise G2MError(
+        raise FileError(
             f"checkpoint: {str(path)!r} was made by another run, it differs in: {', '.join(changed)}. "
             "Delete it, or name another file."
         )
