@@ -116,7 +116,7 @@ class _Estimator:
             "epochs": len(history),
             "val": history.best_score,
             "seconds": round(history.seconds, 3),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def _take(self, other: Any) -> Any:
@@ -130,7 +130,7 @@ class _Estimator:
         return sum(p.numel() for p in self.model_.parameters())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import torch_geometric
 
     import g2m
@@ -556,7 +556,7 @@ class Teacher(_Estimator):
     def _cache_file(self, graph: Graph, cache: str | Path) -> Path:
         if not isinstance(self.model, str):
             raise G2MError("cache: needs a model by name; a module's configuration is not known. Leave cache out.")
-        identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint(), "versions": _versions()}
+        identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint(), "versions": versions()}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
         return Path(cache) / "teachers" / f"{key}.safetensors"
 

@@ -34,11 +34,11 @@ from g2m.estimators import (
     Student,
     _answers,
     _check_graph,
-    _versions,
     checked_arcs,
     checked_features,
     like,
     reads_no_edge,
+    versions,
 )
 from g2m.graph import Graph
 from g2m.positions import arcs_to
@@ -192,7 +192,7 @@ def export(
         "parameters": student.num_parameters(),
         "scores": {"val": student.meta_["val"]} | _numbers(scores),
         "trained_with": student.meta_["versions"],
-        "versions": _versions(),
+        "versions": versions(),
     }
     if suffix == ".onnx":
         meta["opset"], meta["versions"] = OPSET, meta["versions"] | _packages()

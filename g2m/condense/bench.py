@@ -26,7 +26,7 @@ from g2m.condense.scored import CountModel
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
-from g2m.estimators import _versions
+from g2m.estimators import versions
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, divides_by_degrees, shape_of
@@ -140,7 +140,7 @@ class CondenseCell:
         given = {"method": method, "num_hops": self.hops, "budget": self.budget, "seed": self.seed, **options}
         if "min_support" in options or method == "lossless":
             given["budget"] = None
-        identity = {**given, "fingerprint": graphs.fingerprint(), "versions": _versions()}
+        identity = {**given, "fingerprint": graphs.fingerprint(), "versions": versions()}
         identity = json.dumps(identity, sort_keys=True, default=str)
         name = hashlib.sha256(identity.encode()).hexdigest()[:24]
         path = Path(cache_folder() if cache is None else cache) / "condensed" / f"{name}.safetensors"
