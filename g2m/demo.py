@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from g2m.bench import cells, run
+from g2m.bench import cells, read_results, run
 from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
@@ -16,7 +16,7 @@ from g2m.report import mean_std, quality_against_speed, summary
 from g2m.storage import write_text
 
 DATA, TEACHER, METHODS = "digits", "sage", ("mlp", "glnn")
-_FILES = ("teacher.safetensors", "outputs.safetensors", "student.safetensors", "demo.jsonl", "demo.png")
+_FILES = ("teacher.safetensors", "outputs.safetensors", "student.safetensors", "mlp", "demo.jsonl", "demo.png")
 
 
 def run_demo(
@@ -38,15 +38,19 @@ def run_demo(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise G2MError(f"out: expected a folder (got the file {str(folder)!r}).")
-    if not (folder / "cache").exists():  # it is there before any of these
-        for name in _FILES:
-            if (folder / name).exists():
-                raise G2MError(f"out: {str(folder / name)!r} is of another run. Name another folder.")
+    runs = folder / "runs.jsonl"
+    ours = runs.is_file() and all(
+        row.get("data") == DATA and row.get("method") in METHODS for row in read_results(runs)
+    )
+    begun = (folder / "cache").exists()  # all that a run killed early is sure to leave
+    for name in () if ours else (runs.name, *(() if begun else _FILES)):
+        if (folder / name).exists():
+            raise G2MError(f"out: {str(folder / name)!r} is of another run. Name another folder.")
     grid = cells([DATA], methods=METHODS, teachers=[TEACHER], seeds=seeds)
     kept = {cell.key: cell.experiment.method for cell in grid if (cell.setting, cell.seed) == ("transductive", 0)}
     folders = {key: folder if method == METHODS[-1] else folder / method for key, method in kept.items()}
     records = []
-    for record in run(grid, out=folder / "runs.jsonl", folders=folders, progress=progress, cache=folder / "cache"):
+    for record in run(grid, out=runs, folders=folders, progress=progress, cache=folder / "cache"):
         records.append(record)
         if on_cell is not None:
             on_cell(record)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd import Function
 
-from g2m.errors import G2MError
+from g2m.errors import FileError, G2MError
 
 _WAIT = timedelta(days=7)  # while the first process trains a teacher, the others do nothing
 _joined = False
@@ -83,7 +84,7 @@ def from_first(do: Callable[[], Any]) -> Any:
         try:
             text = json.dumps({"value": do()})
         except G2MError as error:
-            text = json.dumps({"error": str(error)})
+            text = json.dumps({"error": str(error), "of a file": isinstance(error, FileError)})
     data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
     length = torch.tensor([len(data)])
     dist.broadcast(length, 0)
@@ -92,8 +93,34 @@ def from_first(do: Callable[[], Any]) -> Any:
     dist.broadcast(data, 0)
     found = json.loads(bytes(data.tolist()))
     if "error" in found:
-        raise G2MError(found["error"])
+        raise (FileError if found["of a file"] else G2MError)(found["error"])
     return found["value"]
+
+
+def alike(do: Callable[[], int], file: str | Path) -> int:
+    """Do in every process what depends on a file, and return what it gave, a number from 0.
+
+    Raises:
+        G2MError: in all of them, if it did in one.
+        FileError: if they did not get the same.
+    """
+    if size() == 1:
+        return do()
+    found, raised = -1, None
+    try:
+        found = int(do())
+    except G2MError as error:
+        raised = error
+    reached = gather(torch.tensor([found]), [1] * size()).tolist()
+    if raised is not None:
+        raise raised
+    if len({*reached}) > 1:
+        raise FileError(
+            f"checkpoint: expected a file that all joined processes read (got {str(file)!r}, of which they have "
+            f"{reached} by process: epochs, or whether it is theirs; -1 where it was refused). Put it in a folder that "
+            "they share."
+        )
+    return found
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +89,8 @@ class _Estimator:
 
     def _check_options(self) -> None:
         """Refuse wrong options when they are given, not after a teacher is trained."""
-        for held in (vars(self), self.options):  # numpy's numbers are no JSON
-            held.update({name: value.item() for name, value in held.items() if isinstance(value, np.generic)})
+        for held in (vars(self), self.options):
+            held |= {name: _plain(value) for name, value in held.items()}
         options = self._fit_options()
         resolve_device(options.pop("device"))
         check_options(**options)
@@ -128,6 +129,15 @@ class _Estimator:
         """Return the number of trained parameters."""
         self._check_fitted()
         return sum(p.numel() for p in self.model_.parameters())
+
+
+def _plain(value: Any) -> Any:
+    """Return a number as Python's own, also inside a mapping: numpy's, or a fraction, is no JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 def versions() -> dict[str, str]:
@@ -711,13 +721,23 @@ class Student(_Estimator):
         outputs: TeacherOutputs | None,
         *,
         checkpoint: str | Path | None,
+        on_epoch: OnEpoch | None,
         **options: Any,
     ) -> Student:
         """Train a student by every method the search asks for, and become the one that it settles on.
 
-        One that cannot be trained does not end the search.
+        One that cannot be trained does not end the search; ``on_epoch`` may.
         """
         tried: list[Student] = []
+        stopped: list[G2MError] = []
+
+        def told(record: dict[str, float]) -> None:
+            try:
+                on_epoch(record)
+            except G2MError as error:
+                stopped.append(error)
+                raise
+
         failed: dict[int, G2MError] = {}
         common = {name: getattr(self, name) for name in self._arguments() if name != "method"}
         candidate, settled = next(search), None
@@ -725,11 +745,13 @@ class Student(_Estimator):
             kept = None if checkpoint is None else Path(f"{checkpoint}.{len(tried)}")
             tried.append(Student(candidate, **common))
             try:
-                tried[-1]._fit_once(graph, outputs, kept, **options)
+                tried[-1]._fit_once(graph, outputs, kept, on_epoch=on_epoch and told, **options)
                 score = tried[-1].history_.best_score
             except FileError:  # not the method is wrong
                 raise
             except G2MError as error:
+                if error in stopped:
+                    raise
                 failed[len(tried) - 1], score = error, -math.inf
             try:
                 candidate = search.send(score)
@@ -763,16 +785,21 @@ class Student(_Estimator):
             return
         identity = {"fingerprint": graph.observed().fingerprint(), "config": self._config()}
         identity["outputs"] = None if outputs is None else outputs.fingerprint()
-        if kept.exists():
-            other = Student.load(kept)
-            if other.meta_.pop("identity", None) == json.loads(json.dumps(identity)):
-                self._take(other)
-                return
+        identity = json.loads(json.dumps(identity))
+        if distributed.alike(lambda: self._take_over(kept, identity), kept):
+            return
         checkpoint = Path(f"{kept}.checkpoint")
         self._fit_method(method, graph, outputs, checkpoint=checkpoint, keep_checkpoint=True, **options)
         self.meta_["identity"] = identity
         distributed.from_first(lambda: [str(self.save(kept)), checkpoint.unlink(missing_ok=True)])
         del self.meta_["identity"]
+
+    def _take_over(self, kept: Path, identity: dict[str, Any]) -> bool:
+        other = Student.load(kept) if kept.exists() else None
+        if other is None or other.meta_.pop("identity", None) != identity:
+            return False
+        self._take(other)
+        return True
 
     def _fit_method(
         self,
@@ -1061,6 +1088,8 @@ def _check_graph(graph: Graph) -> None:
 
 
 def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> None:
+    if not isinstance(outputs, TeacherOutputs | None):
+        raise G2MError(f"outputs: expected TeacherOutputs (got {type(outputs).__name__}). Pass teacher.outputs(graph).")
     if outputs is not None:  # of a method without a teacher too: indicators compare with them
         outputs.check(graph, edges=method.takes_edges)
     elif method.needs:

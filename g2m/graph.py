@@ -252,6 +252,11 @@ class Graph:
         """
         return self if self.setting == "transductive" else self._observed
 
+    @property
+    def observed_is_made(self) -> bool:
+        """Whether :meth:`observed` takes no more memory."""
+        return self.setting == "transductive" or "_observed" in vars(self)
+
     @cached_property
     def _observed(self) -> Graph:
         keep = torch.ones(self.num_nodes, dtype=torch.bool)

@@ -77,7 +77,7 @@ def _missing(teacher: Teacher, graph: Graph, device: torch.device, partitions: i
         found["graph"] = graph.x.nbytes + steps
         del last["sorting the arcs"]
     else:
-        found["graph"] -= _held(graph)
+        found["graph"] = 0 if graph.observed_is_made else _held(graph)
     return sum(found.values()) + max(last.values())
 
 

@@ -16,6 +16,7 @@ from g2m.methods import REGISTRY
 
 Record = Mapping[str, Any]
 COMMON = "common"  # options of :func:`g2m.experiments.alike`, where a method's published ones are there as well
+PLOTS = (".png", ".svg", ".pdf")
 PARTS = {"transductive": ("test",), "inductive": ("test", "seen", "unseen", "cold")}
 
 
@@ -296,7 +297,7 @@ def insert(page: str, marker: str, text: str) -> str:
 
 
 def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
-    """Plot accuracy against milliseconds per node and save it as a PNG.
+    """Plot accuracy against milliseconds per node and save it, as its name ends: PNG, SVG or PDF.
 
     Args:
         rows: each with ``model``, ``setting`` (panel), ``accuracy`` and ``std`` in percent, ``ms``.
@@ -321,7 +322,7 @@ def quality_against_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, *
         panel.margins(x=0.35, y=0.15)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def log_ticks(panel: Any) -> None:
@@ -358,13 +359,13 @@ def time_against_size(rows: Sequence[Mapping[str, Any]], path: str | Path, *, ti
     panel.set(xscale="log", yscale="log")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: str | Path, *, title: str, xlabel: str
 ) -> Path:
-    """Plot lines with the spread over seeds, a panel each, and save them as a PNG.
+    """Plot lines with the spread over seeds, a panel each, and save them: PNG, SVG or PDF.
 
     Args:
         panels: by title of the panel, by name of the line: a sequence of values per seed, all of one length.
@@ -389,11 +390,19 @@ def curves(
     handles, labels = axes[0].get_legend_handles_labels()
     columns = min(len(labels), 2 * len(panels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Any, path: str | Path) -> Path:
-    path = Path(path)
+def check_plot(argument: str, path: str | Path) -> Path:
+    """Return the path of a plot; :class:`G2MError` if it ends in none of :data:`PLOTS`."""
+    if Path(path).suffix.lower() not in PLOTS:
+        raise G2MError(f"{argument}: expected a name that ends in {', '.join(PLOTS)} (got {str(path)!r}).")
+    return Path(path)
+
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure to a temporary name and rename it."""
+    path = check_plot("path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=120)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -119,9 +119,9 @@ def fit_stacked(
                     stack = stacks.setdefault(task.model.layers[0].in_features, Stack(width))
                     stack.add(run)
                     members[run] = i, task, stack
+            stacks = {columns: stack for columns, stack in stacks.items() if stack.runs}
             for stack in stacks.values():
-                if stack.runs:
-                    stack.train_epoch()
+                stack.train_epoch()
             for run in [*members]:
                 i, task, stack = members[run]
                 dropped = run.error is None and on_epoch is not None and on_epoch(i, run.history.epochs[-1])
@@ -176,7 +176,7 @@ class Stack:
     """Runs whose models' weights lie one after the other in memory, and the forward pass of all of them.
 
     Args:
-        width: how many there is room for.
+        width: how many there are at most.
     """
 
     def __init__(self, width: int) -> None:
@@ -201,11 +201,16 @@ class Stack:
 
     def _bind(self, run: Run, place: int) -> None:
         for name, p in run.model.layers.named_parameters():
-            lying = _lying(p.data)
-            if name not in self._weights:
-                self._weights[name] = lying.new_empty(self.width, *lying.shape)
-            own = self._weights[name][place].copy_(lying)
-            p.data = own if p.is_contiguous() else own.t()
+            if place == len(self._weights.get(name, ())):  # twice the room; those that are there move
+                lying = _lying(p.data)
+                self._weights[name] = lying.new_empty(min(max(2 * place, 1), self.width), *lying.shape)
+                for at, other in enumerate(self.runs[:place]):
+                    self._move(name, other.model.layers.get_parameter(name), at)
+            self._move(name, p, place)
+
+    def _move(self, name: str, p: nn.Parameter, place: int) -> None:
+        own = self._weights[name][place].copy_(_lying(p.data))
+        p.data = own if p.is_contiguous() else own.t()
 
     def train_epoch(self) -> None:
         """Train all for an epoch; see :func:`g2m.train.train_epoch`."""
@@ -249,7 +254,7 @@ class Stack:
 
     def _normed(self, x: Tensor, i: int, sizes: list[int]) -> Tensor:
         norms = [run.model.norms[i] for run in self.runs]
-        if isinstance(norms[0], torch.nn.Identity):
+        if isinstance(norms[0], nn.Identity):
             return x
         parts = _rows(x.view(len(norms), max(sizes), -1), sizes)
         for place, (run, norm) in enumerate(zip(self.runs, norms, strict=True)):

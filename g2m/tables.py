@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 from g2m.errors import G2MError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".npy", ".csv", ".parquet")
 VALUES = 2**22  # features held at a time; as rows, so many as are as wide
@@ -89,8 +92,8 @@ class Features:
 def read_features(path: str | Path, in_channels: int, *, rows: int | None = None) -> Features:
     """Open features ``[N, F]`` and read them as float32, chunk by chunk, when iterated over.
 
-    A CSV may have a header line or none: a first line of numbers is data, unless it counts the columns, ``0,1,…``, as
-    pandas' default header does.
+    A CSV may have a header line or none: a first line of numbers is data, unless it counts several columns, ``0,1,…``,
+    as pandas' default header does, which is logged.
 
     Args:
         path: ``.npy`` (mapped into memory, not read into it), ``.csv`` or ``.parquet``.
@@ -139,6 +142,8 @@ def _open_csv(path: Path, rows: int, *, columns_count: bool = False) -> Opened:
     # A missing number reads as "nan": a first line with a hole in it is data, and refused later as such.
     first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
     counts = columns_count and len(first) > 1 and [*first] == [*map(str, range(len(first)))]
+    if counts:
+        log.warning("%s: its first line, 0 to %d, is taken for a header", path, len(first) - 1)
     header = None if all(map(_is_number, first)) and not counts else "infer"
 
     def chunks() -> Iterator[pd.DataFrame]:

@@ -157,16 +157,11 @@ def fit(
     settings = {"lr": lr, "weight_decay": weight_decay, "max_epochs": max_epochs, "patience": patience, "seed": seed}
     identity = json.loads(json.dumps({**settings, **(identity or {})}))
     with seeded(seed, run.device):
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and run.shared:
+            distributed.alike(lambda: _resume(checkpoint, identity, run), checkpoint)
+        elif checkpoint is not None:
             _resume(checkpoint, identity, run)
         saved, done = time.perf_counter(), len(run.history)
-        if checkpoint is not None and run.shared:
-            reached = distributed.gather(torch.tensor([done]), [1] * distributed.size()).tolist()
-            if len({*reached}) > 1:
-                raise FileError(
-                    f"checkpoint: expected a file that all joined processes read (got {str(checkpoint)!r}, epochs "
-                    f"{reached} by process). Put it in a folder that they share."
-                )
         disable = None if progress and first else True
         bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         with bar:
@@ -348,7 +343,8 @@ class Run:
         mend = "Lower lr, or look for extreme feature values."
         if not math.isfinite(means["loss"]):
             raise G2MError(f"loss: became {means['loss']} ({means}). {mend}")
-        if not get_total_norm(self.adam.parameters, math.inf).isfinite():  # the last step came after the loss
+        trained = [p for p in self.adam.parameters if p.requires_grad]
+        if not get_total_norm(trained, math.inf).isfinite():  # the last step came after the loss
             raise G2MError(f"lr: expected steps that leave weights finite (got NaN or infinity, {means}). {mend}")
         record = {"epoch": len(self.history), **means}
         self.trained.eval()
@@ -432,7 +428,10 @@ def _save(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
     storage.write(path, "checkpoint", tensors, {"identity": identity, "history": asdict(run.history)})
 
 
-def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
+def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> int:
+    """Take a run to where its checkpoint is, if there is one; return how many epochs are done."""
+    if not Path(path).exists():
+        return 0
     tensors, meta = storage.read(path, "checkpoint")
     if meta["identity"] != identity:
         changed = sorted(k for k in identity | meta["identity"] if identity.get(k) != meta["identity"].get(k))
@@ -453,3 +452,4 @@ def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
     if run.device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
     run.history, run.best = History(**meta["history"]), group("best.")
+    return len(run.history)

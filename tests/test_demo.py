@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -110,7 +111,13 @@ def test_what_was_taken_away_is_made_again(demo, monkeypatch):
     assert (folder / "mlp" / "student.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "demo.png"])
+def test_a_finished_demo_is_known_without_its_cache(demo):
+    folder, rows, _ = demo
+    shutil.rmtree(folder / "cache")
+    assert run_demo(folder, seeds=1)[0]["transductive"] == rows[0]["transductive"]
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "mlp", "demo.png"])
 def test_files_of_another_run_are_left_alone(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(G2MError, match=rf"out: '.*{name}' is of another run\. Name another folder\."):

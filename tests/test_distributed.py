@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import blocks
+from cases import blocks, teacher_for
 from safetensors.torch import load_file
 
 from g2m import distributed
 from g2m.bench import run
-from g2m.errors import G2MError
+from g2m.errors import FileError, G2MError
 from g2m.estimators import Student, Teacher
 from g2m.methods import REGISTRY
 
@@ -51,25 +51,38 @@ def main(folder: Path) -> None:
             distributed.from_first(_mistake)
         except G2MError as error:
             said["mistake"] = str(error)
-        said["apart"] = _apart(folder / f"apart.{distributed.rank()}")
+        own = folder / f"apart.{distributed.rank()}"
+        own.mkdir()
+        said["apart"] = _apart("mlp", own / "epochs")
+        said["searched apart"] = _apart("auto", own / "search", epochs=5, budget=2)
+        refused = own / "refused"
+        if distributed.rank():
+            refused.write_bytes(b"no checkpoint")
+        said["refused"] = _tried(Student("mlp", **OF_EVERY_METHOD), checkpoint=refused)
     (folder / f"said.{said['size']}.{os.environ['RANK']}.json").write_text(json.dumps(said))
 
 
-def _apart(checkpoint: Path) -> str:
-    """Of a checkpoint that is in no folder of all: the first process alone goes on from it."""
-    graph, options = blocks(), {"checkpoint": checkpoint, "checkpoint_seconds": 0}
-    student = Student("mlp", **OF_EVERY_METHOD)
+def _apart(method: str, checkpoint: Path, epochs: int = 1, **options) -> str:
+    """Of a checkpoint in no folder of all: the first process alone could go on from it, after so many epochs."""
+    student = Student(**OF_EVERY_METHOD | {"method": method, **options})
+    left = iter(range(epochs - 1))
+
+    def stop(record) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
     with suppress(KeyboardInterrupt):
-        student.fit(graph, on_epoch=_stop, **options)
+        _tried(student, checkpoint=checkpoint, checkpoint_seconds=0, on_epoch=stop)
+    return _tried(student, checkpoint=checkpoint)
+
+
+def _tried(student: Student, **options) -> str:
+    graph = blocks()
     try:
-        student.fit(graph, **options)
-    except G2MError as error:
+        student.fit(graph, teacher_for(student.method, graph), **options)
+    except FileError as error:
         return str(error)
     return "trained"
-
-
-def _stop(record) -> None:
-    raise KeyboardInterrupt
 
 
 def _mistake() -> None:
@@ -119,10 +132,13 @@ def test_with_dropout_they_still_agree_on_one_student(together):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_the_first_says_is_known_to_all_mistakes_too(together, rank):
     said = json.loads((together / f"said.2.{rank}.json").read_text())
-    apart = said.pop("apart")
+    apart = [said.pop(name) for name in ("apart", "searched apart", "refused")]
     assert said == {"rank": 0, "size": 2, "mistake": "seed: expected another."}
-    assert apart.startswith("checkpoint: expected a file that all joined processes read")
-    assert "epochs [1, 0] by process" in apart
+    found = ["[1, 0] by process", "[1, 0] by process", "[0, -1] by process"]
+    for text, reached in zip(apart[: 3 - rank], found, strict=False):
+        assert text.startswith("checkpoint: expected a file that all joined processes read")
+        assert reached in text
+    assert rank == 0 or "refused" in apart[2]
 
 
 def test_alone_nothing_is_joined():

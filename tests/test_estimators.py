@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from g2m.estimators import Student, Teacher
 from g2m.frequency import indicators
 from g2m.methods import REGISTRY
 from g2m.methods.glnn import GLNN
+from g2m.methods.nosmog import NOSMOG
 from g2m.models import BACKBONES, Output
 
 GRAPH = blocks()
@@ -746,6 +748,10 @@ def test_numpy_numbers_are_numbers(tmp_path):
     loaded = Student.load(student.save(tmp_path / "s.safetensors"))
     assert (loaded.seed, loaded.patience, loaded.lr, loaded.batch_size) == (3, 2, 0.5, 7)
     assert loaded.params()["lam"] == 0.25
+    blend = Student("auto", **SMALL, lr=Fraction(1, 100), mixture={"glnn": np.int64(2), "hidden": Fraction(1, 2)})
+    loaded = Student.load(blend.fit(graph, outputs_of(graph)).save(tmp_path / "b.safetensors"))
+    assert (loaded.lr, loaded.params()["mixture"]) == (0.01, {"glnn": 2, "hidden": 0.5})
+    assert type(NOSMOG(adversarial_nodes=np.int64(4)).options()["adversarial_nodes"]) is int
     taught = teacher(**given, max_epochs=np.int64(2), hidden_channels=np.int64(4), checkpoint_activations=False)
     taught.fit(graph, cache=tmp_path)
     assert (
@@ -871,6 +877,12 @@ def test_what_is_no_graph_is_refused_where_one_is_asked_about(taught, trained):
         for call in (*asked, partial(Teacher.from_trained, own())):
             with pytest.raises(G2MError, match=rf"graph: expected a g2m\.Graph.*got {type(given).__name__}"):
                 call(given)
+
+
+def test_outputs_that_are_none_are_refused(taught):
+    for name, given in {"glnn": taught, "mlp": GRAPH.y}.items():
+        with pytest.raises(G2MError, match=rf"outputs: expected TeacherOutputs \(got {type(given).__name__}\)"):
+            Student(name).fit(GRAPH, given)
 
 
 # -- several networks ------------------------------------------------------------------------------------------------

@@ -97,6 +97,10 @@ def test_the_graph_that_is_there_is_not_asked_for_again(monkeypatch):
         monkeypatch.setattr(memory, "available_memory", lambda device, free=needed - 1: free)
         with pytest.raises(G2MError, match="takes about"):
             check_memory(Teacher("sage", device="cpu"), graph, CPU)
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=needed - there: free)
+        graph.observed()  # a copy, where it is inductive
+        with pytest.raises(G2MError, match="takes about") if graph.setting == "transductive" else nullcontext():
+            check_memory(Teacher("sage", device="cpu"), graph, CPU)
 
 
 def test_a_gpu_gets_features_adjacencies_and_what_is_computed(monkeypatch):

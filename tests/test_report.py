@@ -310,6 +310,8 @@ def test_plot_is_a_png_of_its_panels(tmp_path, settings):
         for setting in settings
         for i, model in enumerate(("a", "b"))
     ]
+    with pytest.raises(G2MError, match=r"path: expected a name that ends in \.png, \.svg, \.pdf \(got '.*plot'\)"):
+        quality_against_speed(rows, tmp_path / "plot", title="t")
     path = quality_against_speed(rows, tmp_path / "new" / "plot.png", title="t")
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     image = imread(path)

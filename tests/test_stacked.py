@@ -152,10 +152,27 @@ def test_a_place_that_is_left_goes_to_the_next():
 
 @pytest.mark.parametrize(("width", "expected"), [(2, 2), (100, 3), (None, 3)])
 def test_there_is_room_for_no_more_than_there_are(width, expected, monkeypatch):
-    room, add = set(), Stack.add
-    monkeypatch.setattr(Stack, "add", lambda self, run: (room.add(self.width), add(self, run))[1])
+    room, train = [], Stack.train_epoch
+    rows = lambda self: max(map(len, self._weights.values()))  # noqa: E731
+    monkeypatch.setattr(Stack, "train_epoch", lambda self: (room.append(rows(self)), train(self))[1])
     check("mlp", [{"seed": seed} for seed in range(3)], width=width)
-    assert room == {expected}
+    assert max(room) == expected
+
+
+def test_stacks_of_few_have_room_for_few_and_go_when_they_are_empty(monkeypatch):
+    stacks, add = [], Stack.add
+    monkeypatch.setattr(Stack, "add", lambda self, run: (stacks.append(ref(self)), add(self, run))[1])
+    most, train = [], Stack.train_epoch
+
+    def train_epoch(self):
+        gc.collect()
+        there = {id(stack()): stack() for stack in stacks if stack() is not None}.values()
+        most.append((len(there), max(len(own) for stack in there for own in stack._weights.values())))
+        train(self)
+
+    monkeypatch.setattr(Stack, "train_epoch", train_epoch)
+    check("onehop", [{"lam": 0.5, "channels": channels, "max_epochs": 2} for channels in range(3, 9)], width=2)
+    assert max(most) == (2, 1)
 
 
 def test_seconds_are_shared_out():

@@ -50,11 +50,12 @@ def test_a_first_line_of_numbers_is_data_even_if_they_repeat(tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 2, 12])
-def test_a_first_line_that_counts_the_columns_is_the_header_that_pandas_writes(tmp_path, width):
+def test_a_first_line_that_counts_the_columns_is_the_header_that_pandas_writes(tmp_path, width, caplog):
     x = np.random.default_rng(0).integers(5, size=(ROWS, width))
     pd.DataFrame(x).to_csv(tmp_path / "x.csv", index=False)
     found = read(tmp_path / "x.csv", width)
     np.testing.assert_array_equal(found, x if width > 1 else [[0], *x])  # a column of its own counts nothing
+    assert ("is taken for a header" in caplog.text) == (width > 1)
     (tmp_path / "x.csv").write_text(",".join(f"{column}.0" for column in range(width)))
     assert read(tmp_path / "x.csv", width).tolist() == [[*range(width)]]
 

@@ -225,6 +225,13 @@ def test_weights_that_are_not_finite_after_the_last_step():
     assert not all(p.isfinite().all() for p in model.parameters())
 
 
+def test_what_is_not_trained_may_be_of_any_numbers():
+    model = mlp()
+    for name, value in {"mask": torch.tensor([0.0, -torch.inf]), "order": torch.arange(2)}.items():
+        model.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    assert len(train(model, max_epochs=2)[1]) == 2
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_validation_score_that_is_not_finite(bad):
     with pytest.raises(G2MError, match=r"val: the validation score is .*single class"):

@@ -8,7 +8,7 @@ import json
 import statistics
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -221,7 +221,8 @@ def cells(
         rows: of :data:`ROWS`.
         backbones: ``"gcn"``, ``"gat"``, ``"gin"``, ``"sage"``.
         seeds: seeds 0 … seeds-1.
-        budget: bytes of the condensed sets, as in :func:`g2m.condense.condense`.
+        budget: bytes of the condensed sets, as in :func:`g2m.condense.condense`; ``"mirage, faithful"`` has none where
+            ``sweeps/condense.toml`` has the thresholds of its trees.
         hops: of the trees and layers of the networks; default: what ``sweeps/condense.toml`` says, else 2.
         overrides: ``key=value`` options of the classifier, ``METHOD.key=value`` of a method.
     """
@@ -422,11 +423,9 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
                 line.append(percent([r["scores"][part] for r in found]) if found else "–")
         if row in SETS:
             for backbone in backbones:
-                for control, of in _controls(row, differing, backbone, groups):
-                    mine, theirs = (
-                        {r["seed"]: r["scores"]["test"] for r in found}
-                        for found in (groups.get((row, differing, backbone), []), of)
-                    )
+                found = groups.get((row, differing, backbone), [])
+                for control, of in _controls(found, groups) if found else ():
+                    mine, theirs = ({r["seed"]: r["scores"]["test"] for r in some} for some in (found, of))
                     if common := mine.keys() & theirs.keys():
                         gain = statistics.fmean(mine[seed] - theirs[seed] for seed in common)
                         gains.setdefault(line[0], {}).setdefault(control, []).append(gain)
@@ -458,20 +457,26 @@ def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _controls(
-    row: str, differing: str, backbone: str, groups: Mapping
-) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Return the controls of a row: of several with other options, those with its own, else the first."""
-    found = []
+def _controls(own: Sequence[Mapping[str, Any]], groups: Mapping) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Yield the controls of a line: those whose network has its options, the most of them, unless several do."""
+    first = own[0]
     for control in CONTROLS:
-        if control == row:
+        if control == first["row"]:
             continue
-        name = f"shuffled {row}" if control == "shuffled" else control
-        whose = None if name in WITHOUT_NETWORK else backbone
-        of = {words: group for (other, words, network), group in groups.items() if (other, network) == (name, whose)}
-        if of:
-            found.append((control, of.get(differing, next(iter(of.values())))))
-    return found
+        name = f"shuffled {first['row']}" if control == "shuffled" else control
+        whose = None if name in WITHOUT_NETWORK else first["backbone"]
+        found = []
+        for (other, _, network), group in groups.items():
+            options = group[0]["options"]
+            alike = all(first["options"].get(key, value) == value for key, value in options.items())
+            if control == "shuffled":
+                alike = alike and group[0]["method_options"] == first["method_options"]
+            if (other, network) == (name, whose) and alike:
+                found.append(group)
+        most = max((len(group[0]["options"]) for group in found), default=0)
+        found = [group for group in found if len(group[0]["options"]) == most]
+        if len(found) == 1:
+            yield control, found[0]
 
 
 def above(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:

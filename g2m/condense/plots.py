@@ -17,7 +17,7 @@ from g2m.condense.mirage import TreeTable
 from g2m.condense.trees import ClassDAG, TreeClasses, _numpy
 from g2m.errors import G2MError, check_whole
 from g2m.graph_gnn import GRAPH_BACKBONES
-from g2m.report import _save, mean_std
+from g2m.report import mean_std, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def _share(value: float) -> str:
 
 
 def plot_skew(classes: TreeClasses, path: str | Path) -> Path:
-    """Plot the share of the nodes that the k most frequent trees hold against k and save it as a PNG.
+    """Plot the share of the nodes that the k most frequent trees hold against k: PNG, SVG or PDF.
 
     A line for every number of hops from 1; a dot where trees of one node only begin.
 
@@ -49,7 +49,7 @@ def plot_skew(classes: TreeClasses, path: str | Path) -> Path:
     Raises:
         G2MError: if there are no nodes.
     """
-    return _save(_skew(classes), path)
+    return save_figure(_skew(classes), path)
 
 
 def _skew(classes: TreeClasses) -> Figure:
@@ -92,7 +92,7 @@ _NARROW, _WIDE = 1.7, 13.0  # inches: least width of a tree, most of a row of tr
 
 
 def draw_trees(table: TreeTable, path: str | Path, *, num_trees: int = 6) -> Path:
-    """Draw the most frequent trees side by side, their roots on top, and save them as a PNG.
+    """Draw the most frequent trees side by side, their roots on top: PNG, SVG or PDF.
 
     Each is titled with the share of the nodes that have it, and of the graphs that have such a node. A tree of more
     than 60 nodes is cut to fewer hops, and says so; its shares are those of the whole tree. Where trees do not fit side
@@ -106,7 +106,7 @@ def draw_trees(table: TreeTable, path: str | Path, *, num_trees: int = 6) -> Pat
     Raises:
         G2MError: if ``num_trees`` is not a whole number from 1.
     """
-    return _save(_trees(table, num_trees), path)
+    return save_figure(_trees(table, num_trees), path)
 
 
 def _trees(table: TreeTable, num_trees: int) -> Figure:
@@ -221,7 +221,7 @@ _APART = 3.0  # points by which rows are moved apart
 
 
 def plot_against_bytes(records: Iterable[Record], path: str | Path) -> Path:
-    """Plot the metric on the test part against the bytes that networks were trained on and save it as a PNG.
+    """Plot the metric on the test part against the bytes that networks were trained on: PNG, SVG or PDF.
 
     A point is the mean over seeds of a row of :data:`g2m.condense.bench.SETS` at one budget, with the standard
     deviation; lines join the budgets. Dashed lines: the mean of all training graphs, and of the controls that take no
@@ -236,7 +236,7 @@ def plot_against_bytes(records: Iterable[Record], path: str | Path) -> Path:
     Raises:
         G2MError: if there is nothing to draw in ``records``.
     """
-    return _save(_against_bytes(records), path)
+    return save_figure(_against_bytes(records), path)
 
 
 def _against_bytes(records: Iterable[Record]) -> Figure:

@@ -67,9 +67,10 @@ class Auto(Method):
             return
         if not isinstance(mixture, Mapping) or not mixture:
             raise G2MError(f"mixture: expected weights by name, {{'glnn': 1.0, 'krd': 0.5}} (got {mixture!r}).")
-        self.mixture = dict(mixture)
-        for name, weight in mixture.items():
-            check_range(f"mixture: {choose('mixture', name, COMPONENTS)}", weight, 0, open_low=True)
+        self.mixture = mixture = {
+            name: check_range(f"mixture: {choose('mixture', name, COMPONENTS)}", weight, 0, open_low=True)
+            for name, weight in mixture.items()
+        }
         total = sum(mixture.values())
         self.figures = {f"weight of {name}": weight / total for name, weight in mixture.items()}
         self.components = nn.ModuleDict({name: REGISTRY[name](**COMPONENTS[name]) for name in mixture})

@@ -81,9 +81,8 @@ class NOSMOG(Method):
         self.mu, self.eta = check_range("mu", mu, 0), check_range("eta", eta, 0)
         self.epsilon = check_range("epsilon", epsilon, 0)
         self.normalise, self.ascents = bool(normalise), check_whole("ascents", ascents)
-        if adversarial_nodes != "all":
-            check_whole("adversarial_nodes", adversarial_nodes)
-        self.adversarial_nodes = adversarial_nodes
+        every = adversarial_nodes == "all"
+        self.adversarial_nodes = "all" if every else check_whole("adversarial_nodes", adversarial_nodes)
         position = "none" if position is None else choose("position", position, POSITIONS)
         self.position_channels = check_whole("position_channels", position_channels)
         self.walk_length = check_whole("walk_length", walk_length, 2)

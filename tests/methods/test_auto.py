@@ -463,6 +463,20 @@ def test_one_that_cannot_be_trained_fails_again_in_a_search_that_goes_on(tmp_pat
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+def test_who_watches_a_search_may_end_it(tmp_path):
+    told = []
+
+    def on_epoch(record):
+        told.append(record)
+        if len(told) == 4:
+            raise G2MError("on_epoch: enough.")
+
+    graph = blocks()
+    with pytest.raises(G2MError, match=r"on_epoch: enough\."):
+        student("auto", budget=4, max_epochs=3).fit(graph, outputs_of(graph), on_epoch=on_epoch)
+    assert len(told) == 4
+
+
 def test_indicators_of_a_search_are_those_of_its_best():
     graph = blocks()
     trained = student("auto", budget=2).fit(graph, outputs_of(graph), indicators=True)
