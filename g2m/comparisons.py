@@ -7,6 +7,7 @@ with another that has none once a data set.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from g2m.errors import G2MError, choose
+from g2m.methods import REGISTRY
 
 Row = Mapping[str, Any]
 Pair = tuple[str, str | None]  # data set, backbone
@@ -134,8 +136,7 @@ def pairs(rows: Iterable[Row], setting: str) -> dict[Pair, list[Row]]:
         G2MError: if two students of a pair have one name.
     """
     rows = [row for row in rows if row["setting"] == setting and row["method"] != TEACHER]
-    options = Counter(data for data, _ in {(row["data"], row["of_data"]) for row in rows})
-    names = [row["data"] if options[row["data"]] == 1 else f"{row['data']} {row['of_data']}" for row in rows]
+    names = _data_names(rows)
     teachers: dict[str, list[str]] = {}
     for data, row in zip(names, rows, strict=True):
         if row["teacher"] is not None and row["teacher"] not in teachers.setdefault(data, []):
@@ -154,14 +155,20 @@ def pairs(rows: Iterable[Row], setting: str) -> dict[Pair, list[Row]]:
     return found
 
 
+def _data_names(rows: Sequence[Row]) -> list[str]:
+    """Return for each row the name of its data set, with options where there are several."""
+    options = Counter(data for data, _ in {(row["data"], row["of_data"]) for row in rows})
+    return [row["data"] if options[row["data"]] == 1 else f"{row['data']} {row['of_data']}" for row in rows]
+
+
 def differences(rows: Iterable[Row], setting: str, part: str, against: str | None) -> list[Difference]:
     """Return how far each student is above the reference method, and above its own teacher, pair by pair.
 
     Args:
         rows: of :func:`g2m.report.grouped`.
         setting, part: see :data:`COMPARED`.
-        against: the reference method, or ``None`` for none. Of its students the one of the same teacher is taken, else
-            the one with the shipped options.
+        against: the reference method, or ``None`` for none. Of its students the one of the same teacher is taken, of
+            these the one trained in the same way, else the one with the shipped options.
     """
     found: dict[str, dict[tuple, Difference]] = {}
     for (data, _), members in pairs(rows, setting).items():
@@ -192,8 +199,15 @@ def _reference_of(row: Row, members: Iterable[Row], against: str) -> Row | None:
     )
     if not candidates or row is candidates[0]:
         return None
-    same_teacher = [member for member in candidates if member["of_teacher"] == row["of_teacher"]]
-    return same_teacher[0] if same_teacher and row["method"] != against else candidates[0]
+    if row["method"] == against:
+        return candidates[0]
+    return min(candidates, key=lambda one: (one["of_teacher"] != row["of_teacher"], _training(one) != _training(row)))
+
+
+def _training(row: Row) -> dict[str, Any]:
+    """Return a student's options but for those of its method."""
+    own = REGISTRY[row["method"]].options() if row["method"] in REGISTRY else ()
+    return {name: value for name, value in json.loads(row["of_student"]).items() if name not in own}
 
 
 def overall(found: Iterable[Difference]) -> list[Overall]:
@@ -363,9 +377,9 @@ def costs(rows: Iterable[Row]) -> list[Cost]:
     """Return the cost of every student, by data set and teacher."""
     rows = list(rows)
     groups: dict[tuple[str, str, str | None], list[Row]] = {}
-    for row in rows:
-        if row["method"] != TEACHER:
-            groups.setdefault((row["data"], row["name"], row["teacher"]), []).append(row)
+    students = [row for row in rows if row["method"] != TEACHER]
+    for data, row in zip(_data_names(students), students, strict=True):
+        groups.setdefault((data, row["name"], row["teacher"]), []).append(row)
     made = []
     for key, members in groups.items():
         own = [run for row in members for run in row["runs"].values()]

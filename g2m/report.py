@@ -76,7 +76,8 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
             own = REGISTRY[method].options() if who == "student" and method in REGISTRY else ()
             of_method = [("student", name) for name in own] + [("teacher", "tokenizer")]
-            if any(_differ(experiment.config(), record["config"], *option) for option in of_method):
+            of_paper = find(experiment.data, experiment.method, experiment.teacher).config()
+            if any(_differ(of_paper, record["config"], *option) for option in of_method):
                 rows[key]["published"] = {}  # another method than the published one
             of = {f"of_{group}": json.dumps(record["config"][f"{group}_options"], sort_keys=True) for group in groups}
             rows[key] |= {"run": run, "by_seed": {}, "runs": {}, "teacher_by_seed": {}, **of}

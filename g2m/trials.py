@@ -20,7 +20,7 @@ from g2m.outputs import TeacherOutputs
 from g2m.stacked import fit_stacked, stack_key
 
 Report = Callable[[int, dict[str, float]], bool]
-_MOST = 8  # graphs kept, and what teachers emit, unless there are more seeds
+MOST = 8  # graphs kept, and what teachers emit, unless there are more seeds
 
 
 class NodeTrials:
@@ -49,13 +49,13 @@ class NodeTrials:
         self.cache = cache_folder() if cache is None else cache
         self._graphs: dict[str, Graph] = {}
         self._outputs: dict[str, TeacherOutputs] = {}
-        self._most = _MOST  # of each
+        self._most = MOST  # of each
         self._trained_on: WeakKeyDictionary[Student, Graph] = WeakKeyDictionary()
 
     def prepare(self, experiment: Experiment, seeds: Iterable[int]) -> None:
         """Load the graphs and train the teachers that all trials share, if they do."""
         seeds = list(seeds)
-        self._most = max(_MOST, len(seeds))  # they come round in every trial
+        self._most = max(MOST, len(seeds))  # they come round in every trial
         if not any(option.startswith(("data.", "teacher.")) for option in experiment.space):
             for seed in seeds:
                 self.graph(experiment, seed)
@@ -166,7 +166,7 @@ def end_early(fit: Callable[..., Any], *given: Any, report: Callable[[dict[str, 
     return False
 
 
-def kept(store: dict[str, Any], identity: Any, make: Callable[[], Any], most: int = _MOST) -> Any:
+def kept(store: dict[str, Any], identity: Any, make: Callable[[], Any], most: int = MOST) -> Any:
     """Return what is kept under an identity, made if it is not; of many, the oldest go."""
     key = json.dumps(identity, sort_keys=True)
     if key not in store:

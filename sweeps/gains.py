@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,52 +24,66 @@ from g2m.errors import G2MError
 from g2m.report import grouped, of_trainings
 from g2m.storage import write_text
 
+#: Another student's method, and where the codes of its teacher are.
 AGAINST = {
-    "over teacher": lambda data, teacher, codes: (data, teacher, codes, "teacher"),
-    "over MLP": lambda data, teacher, codes: (data, None, None, "mlp"),
-    "over GLNN": lambda data, teacher, codes: (data, teacher, None, "glnn"),
-    "over GLNN ← codes inside": lambda data, teacher, codes: (data, teacher, "inside", "glnn"),
-    "over hidden": lambda data, teacher, codes: (data, teacher, None, "hidden"),
+    "over MLP": ("mlp", None),
+    "over GLNN": ("glnn", None),
+    "over GLNN ← codes inside": ("glnn", "inside"),
+    "over hidden": ("hidden", None),
 }
+COLUMNS = ("over teacher", *AGAINST)
 
 
 def gains(
     rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str | None
 ) -> list[dict[str, str]]:
     """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes."""
-    scores: dict[tuple[str | None, ...], Mapping[int, Mapping[str, float]]] = {}
-    for row in rows:
-        if row["setting"] != setting or options not in (None, row["options"] if row["teacher"] else options):
-            continue
-        name = row["data"], row["teacher"], row["tokenizer"], row["method"]
-        if name in scores:
-            raise G2MError(f"-o: expected options where there are several (got none for {name}). Say which.")
-        scores[name] = row["by_seed"]
+    rows = [row for row in rows if row["setting"] == setting]
     found: list[dict[str, Any]] = []
-    for (data, teacher, codes, name), own in scores.items():
-        if name != method:
+    named = Counter()
+    for row in rows:
+        if row["method"] != method or options not in (None, row["options"]):
             continue
+        others = {"over teacher": row["teacher_by_seed"]}
+        others |= {key: other["by_seed"] for key in AGAINST if (other := _other(row, rows, key)) is not None}
         differences = {
-            key: _gained(own, scores[other], part)
-            for key, of in AGAINST.items()
-            if (other := of(data, teacher, codes)) in scores and own.keys() & scores[other].keys()
+            key: _gained(row["by_seed"], other, part)
+            for key, other in others.items()
+            if row["by_seed"].keys() & other.keys()
         }
-        suffix = f" + codes {codes}" if codes else ""
-        found.append({"of": f"{data} ← {teacher.upper()}{suffix}", "codes": codes, "seeds": len(own), **differences})
+        codes = row["tokenizer"]
+        name = f"{row['data']} ← {(row['teacher'] or 'none').upper()}" + (f" + codes {codes}" if codes else "")
+        named[name] += 1
+        if named[name] > 1:
+            raise G2MError(f"-o: expected options where there are several (got none for {name}). Say which.")
+        found.append({"of": name, "codes": codes, "seeds": len(row["by_seed"]), **differences})
     for codes in dict.fromkeys(row["codes"] for row in found):
         alike = [row for row in found if row["codes"] == codes]
         name = f"mean of {len(alike)}" + (f", codes {codes}" if codes else "")
-        shared = [key for key in AGAINST if all(key in row for row in alike)]
+        shared = [key for key in COLUMNS if all(key in row for row in alike)]
         found.append({"of": name, "codes": ..., **{key: statistics.fmean(row[key] for row in alike) for key in shared}})
     return [
         {
             "table": f"{method} against others, {setting}, {part} nodes: points of accuracy",
             "student": row["of"],
             "seeds": str(row.get("seeds", "–")),
-            **{key: f"{row[key]:+.2f}" for key in AGAINST if key in row},
+            **{key: f"{row[key]:+.2f}" for key in COLUMNS if key in row},
         }
         for row in found
     ]
+
+
+def _other(row: Mapping[str, Any], rows: list[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
+    """Return the row to compare with; of several, that of the same teacher or, if it has codes, of the same options."""
+    method, codes = AGAINST[key]
+    of = {"method": method, "tokenizer": codes, "data": row["data"], "of_data": row["of_data"]}
+    known = [other for other in rows if of.items() <= other.items() and other["teacher"] in (None, row["teacher"])]
+    for name in ("of_teacher", "options"):
+        if len(known) > 1:
+            known = [other for other in known if other[name] == row[name]] or known
+    if len(known) > 1:
+        raise G2MError(f"results: expected one {method} for {row['name']} on {row['data']} (got {len(known)}).")
+    return known[0] if known else None
 
 
 def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]], part: str) -> float:

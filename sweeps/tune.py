@@ -10,12 +10,14 @@ is better with them as well. Killed, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 
 import optuna
 
 from g2m.bench import append_result, read_results, run
+from g2m.errors import G2MError
 from g2m.experiments import alike
 from g2m.report import percent
 from g2m.sweep import JOURNAL, Sweep
@@ -47,7 +49,7 @@ def main() -> None:
             if any(row.items() <= ({"teacher": "sage"} | other).items() for other in known):  # older rows name none
                 continue
             sweep = Sweep(alike(data, method, given.teacher), seeds=given.seeds)
-            folder = given.folder / sweep.name
+            folder = given.folder / f"{sweep.name}-{given.seeds}-seeds"
             folder.mkdir(parents=True, exist_ok=True)
             study = sweep.run(folder / JOURNAL, trials=given.trials, workers=given.workers, stack=given.stack)
             best, records = sweep.replicate(
@@ -77,4 +79,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except G2MError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

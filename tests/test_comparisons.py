@@ -164,6 +164,29 @@ def test_of_several_references_the_one_of_the_same_teacher_counts():
     )
 
 
+def test_of_several_references_of_a_teacher_the_one_trained_in_the_same_way_counts():
+    records = [
+        record(method=method, score=score, common=common, seed=seed, options=["teacher.lr=0.01"])
+        for seed in range(3)
+        for method, common, score in (
+            ("glnn", False, 0.1),
+            ("glnn", True, 0.2),
+            ("krd", True, 0.5),
+            ("hidden", False, 0.5),
+        )
+    ]
+    gains = {d.model: d.mean for d in differences(grouped(records), *TEST, "glnn") if d.against == "glnn"}
+    assert (gains["krd"], gains["hidden"]) == pytest.approx((30, 40))
+
+
+def test_graphs_of_other_options_cost_what_they_cost():
+    records = [record("sbm", options=[f"data.num_nodes={n}"], seconds=n) for n in (300, 600)]
+    assert {cost.data: cost.seconds for cost in costs(grouped(records))} == {
+        'sbm {"num_nodes": 300}': 300,
+        'sbm {"num_nodes": 600}': 600,
+    }
+
+
 def test_differences_are_of_common_seeds_in_points_and_corrected_together():
     scores = {("cora-cpf", t, m): draws(i, 5) for i, (t, m) in enumerate(itertools.product(("sage", "gcn"), ("glnn",)))}
     scores |= {("cora-cpf", "sage", "hidden"): draws(7, 4), ("cora-cpf", None, "mlp"): draws(8, 5)}

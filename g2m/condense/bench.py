@@ -458,25 +458,25 @@ def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _controls(own: Sequence[Mapping[str, Any]], groups: Mapping) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Yield the controls of a line: those whose network has its options, the most of them, unless several do."""
+    """Yield the controls of a line: of the same network, and trained as it is if they are, unless several are."""
     first = own[0]
     for control in CONTROLS:
         if control == first["row"]:
             continue
         name = f"shuffled {first['row']}" if control == "shuffled" else control
         whose = None if name in WITHOUT_NETWORK else first["backbone"]
-        found = []
-        for (other, _, network), group in groups.items():
-            options = group[0]["options"]
-            alike = all(first["options"].get(key, value) == value for key, value in options.items())
-            if control == "shuffled":
-                alike = alike and group[0]["method_options"] == first["method_options"]
-            if (other, network) == (name, whose) and alike:
-                found.append(group)
-        most = max((len(group[0]["options"]) for group in found), default=0)
-        found = [group for group in found if len(group[0]["options"]) == most]
-        if len(found) == 1:
-            yield control, found[0]
+        known = [group for (other, _, network), group in groups.items() if (other, network) == (name, whose)]
+        if whose is not None:
+            known = [group for group in known if _network(group[0], control) == _network(first, control)]
+        if len(known) == 1 or (known and control == "untrained"):  # which by any optimiser is the same
+            yield control, known[0]
+
+
+def _network(record: Mapping[str, Any], control: str) -> dict[str, Any]:
+    """Return what a control has to have in common with a line."""
+    of_set = record["method_options"] if control == "shuffled" else {}
+    untrained = control == "untrained"
+    return {k: v for k, v in record["options"].items() if not (untrained and k in SET_OPTIONS)} | {"": of_set}
 
 
 def above(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:

@@ -15,7 +15,7 @@ from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES
 from g2m.graphs import Graphs
 from g2m.spaces import check_space
-from g2m.trials import Report, end_early, kept
+from g2m.trials import MOST, Report, end_early, kept
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,12 @@ class CondenseTrials:
     ) -> None:
         self.root, self.cache, self.alive = root, cache, alive
         self._graphs: dict[str, Graphs] = {}
+        self._most = MOST
 
     def prepare(self, experiment: CondenseExperiment, seeds: Iterable[int]) -> None:
         """Load the graphs."""
+        seeds = list(seeds)
+        self._most = max(MOST, len(seeds))  # they come round in every trial
         for seed in seeds:
             self.graphs(experiment, seed)
 
@@ -152,7 +155,7 @@ class CondenseTrials:
             ids = [i for part in ("train", "val") for i in graphs.part(part).tolist()]
             return scored(graphs.subset(ids))
 
-        return kept(self._graphs, [experiment.data, seed], made)
+        return kept(self._graphs, [experiment.data, seed], made, self._most)
 
     def train(
         self, experiments: Sequence[CondenseExperiment], seed: int, report: Report

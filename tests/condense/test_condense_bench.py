@@ -238,18 +238,21 @@ def test_flags_name_the_controls_that_are_not_beaten():
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_line_is_compared_with_controls_of_its_networks_options(turned):
     def record(row, lr, test, seed, **method_options):
+        size = {"hidden_channels": method_options.pop("of")} if "of" in method_options else {}
         common = {"data": "atlas", "budget": "1%", "hops": 2, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}
-        common |= {"key": f"{row} {lr} {method_options} {seed}", "backbone": "gin", "row": row, "seed": seed}
-        common |= {"options": {"lr": lr}, "method_options": method_options}
+        common |= {"key": f"{row} {lr} {size} {method_options} {seed}", "backbone": "gin", "row": row, "seed": seed}
+        common |= {"options": {"lr": lr} | size, "method_options": method_options}
         return {**common, "scores": {"test": test + 0.001 * seed, "test_accuracy": 0}}
 
     given = [("mirage", 0.01, 0.6, {}), ("random", 0.01, 0.5, {}), ("mirage", 0.1, 0.9, {"min_size": 2})]
     given += [("random", 0.1, 0.9, {}), ("shuffled mirage", 0.1, 0.7, {})]
+    given += [("random", 0.01, 0.3, {"of": 64}), ("untrained", 0.5, 0.1, {}), ("untrained", 0.01, 0.2, {"of": 64})]
     records = [record(row, lr, test, seed, **own) for row, lr, test, own in given for seed in range(3)]
     _, (_, header, gains) = tables(records[::-1] if turned else records)
     found = {line[0]: dict(zip(header[1:], line[1:], strict=True)) for line in gains}
-    assert found["mirage (lr=0.01 mirage.min_size=default)"]["over random"] == "+10.0"
-    assert found["mirage (lr=0.1 mirage.min_size=2)"]["over random"] == "+0.0"
+    first, second = found["mirage (lr=0.01 mirage.min_size=default)"], found["mirage (lr=0.1 mirage.min_size=2)"]
+    assert (first["over random"], second["over random"]) == ("+10.0", "+0.0")
+    assert (first["over untrained"], second["over untrained"]) == ("+50.0", "+80.0")
     assert {of.get("over shuffled", "–") for of in found.values()} == {"–"}  # it was made with other options
 
 

@@ -11,7 +11,8 @@ from g2m.errors import G2MError
 from g2m.report import grouped
 
 SCRIPT = Path(__file__).parents[2] / "sweeps" / "gains.py"
-over_teachers = runpy.run_path(str(SCRIPT))["over_teachers"]
+script = runpy.run_path(str(SCRIPT))
+gains, over_teachers = script["gains"], script["over_teachers"]
 TEST = ("transductive", "test")
 
 
@@ -29,6 +30,17 @@ def test_a_student_is_compared_with_its_own_teacher_and_one_without_with_the_pla
     for given in (records, records[::-1]):
         rows = {row["student"]: row["cora-cpf"] for row in over_teachers(grouped(given), *TEST)}
         assert rows == {"glnn ← SAGE": "+10.00", "glnn + codes inside ← SAGE": "+20.00", "mlp ← SAGE": "-20.00"}
+
+
+def test_of_some_options_all_that_they_can_be_compared_with():
+    weighed = [record(method="ff_g2m", score=0.5, teacher_score=0.4, options=[f"high={high}"]) for high in (0, 2)]
+    records = [*weighed, record(score=0.3), record(method="mlp", score=0.2)]
+    (row, _) = gains(grouped(records), "ff_g2m", *TEST, "high=0")
+    assert row.items() >= {"over teacher": "+10.00", "over GLNN": "+20.00", "over MLP": "+30.00"}.items()
+    with pytest.raises(G2MError, match="-o: expected options where there are several"):
+        gains(grouped(records), "ff_g2m", *TEST, None)
+    other = record("sbm", "mlp", options=["data.num_nodes=300"])
+    assert len(gains(grouped([*records, other, record("sbm", "mlp")]), "ff_g2m", *TEST, "high=0")) == 2
 
 
 def test_seeds_that_only_one_side_has_do_not_count():
