@@ -1,6 +1,7 @@
 """What tests of networks for graphs share: random sets of graphs, networks without a zero, how far two are apart."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,9 @@ from g2m.graphs import Graphs
 
 SIZES = (5, 0, 4, 1, 6, 3, 4, 7)  # the third has no edges, see random_graphs
 PRECISE = 1e-12
+MANY = [5, 4, 1, 6, 3, 4, 7, 0, 5, 2] * 3
+SPLIT = {"train": range(16), "val": range(16, 23), "test": range(23, 30)}
+KINDS = {"keys": ("keys", "keys"), "values": ("values", "none"), "none": ("none", "values")}
 
 
 def random_graphs(
@@ -146,3 +150,47 @@ def gradients_apart(found: Iterable[Tensor], expected: Iterable[Tensor]) -> floa
     found, expected = list(found), list(expected)
     largest = max(float(g.norm()) for g in expected)
     return max(float((a - b).norm()) for a, b in zip(found, expected, strict=True)) / max(largest, 1e-300)
+
+
+def labelled(kind: str = "keys", sizes: Sequence[int] = MANY, split: dict = SPLIT, **options) -> Graphs:
+    """Graphs whose class is whether half their nodes or more have a message coming in: that can be learnt."""
+    x, edges = KINDS[kind]
+    graphs = random_graphs(sizes, x=x, edges=edges, split=split, **options)
+    if graphs.y.dim() == 2:
+        return graphs
+    reached = torch.bincount(graphs.edge_index[1], minlength=graphs.num_nodes).clamp(max=1)
+    mean = torch.zeros(len(graphs)).index_add_(0, graphs.batch, reached.float()) / graphs.ptr.diff().clamp(min=1)
+    return replace(graphs, y=(mean >= 0.5).long())
+
+
+# -- other graphs ------------------------------------------------------------------------------------------------
+
+
+def of_nodes(graphs: Graphs, ids: Tensor) -> Tensor:
+    return torch.isin(graphs.batch, ids)
+
+
+def other_features(graphs: Graphs, ids: Tensor) -> Graphs:
+    """Others altogether: categories that no other graph has."""
+    x = graphs.x.clone()
+    x[of_nodes(graphs, ids)] = 50
+    return replace(graphs, x=x)
+
+
+def other_labels(graphs: Graphs, ids: Tensor) -> Graphs:
+    y = graphs.y.clone()
+    y[ids] = 1 - y[ids]
+    return replace(graphs, y=y)
+
+
+def other_edges(graphs: Graphs, ids: Tensor) -> Graphs:
+    """Every arc turned round, twice over, with attributes that no other graph has."""
+    arcs = of_nodes(graphs, ids)[graphs.edge_index[0]]
+    edge_index, edge_attr = graphs.edge_index.clone(), graphs.edge_attr.clone()
+    edge_index[:, arcs], edge_attr[arcs] = edge_index[:, arcs].flip(0), 50
+    edge_index, edge_attr = (torch.cat([all_, all_[..., arcs, :]], -2) for all_ in (edge_index.T, edge_attr))
+    return replace(graphs, edge_index=edge_index.T, edge_attr=edge_attr)
+
+
+def everything_else(graphs: Graphs, ids: Tensor) -> Graphs:
+    return other_edges(other_labels(other_features(graphs, ids), ids), ids)

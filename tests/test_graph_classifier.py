@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import blocks, same_bits, weights
-from graph_cases import arranged, random_graphs
+from graph_cases import arranged, everything_else, labelled, of_nodes, other_edges, other_features, other_labels
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -17,21 +17,7 @@ from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS
 from g2m.models import NORMS
 
-SIZES = [5, 4, 1, 6, 3, 4, 7, 0, 5, 2] * 3
-SPLIT = {"train": range(16), "val": range(16, 23), "test": range(23, 30)}
-KINDS = {"keys": ("keys", "keys"), "values": ("values", "none"), "none": ("none", "values")}
 backbones = pytest.mark.parametrize("backbone", GRAPH_BACKBONES)
-
-
-def labelled(kind: str = "keys", **options) -> Graphs:
-    """Graphs whose class is whether half their nodes or more have a message coming in: that can be learnt."""
-    x, edges = KINDS[kind]
-    graphs = random_graphs(SIZES, x=x, edges=edges, split=SPLIT, **options)
-    if graphs.y.dim() == 2:
-        return graphs
-    reached = torch.bincount(graphs.edge_index[1], minlength=graphs.num_nodes).clamp(max=1)
-    mean = torch.zeros(len(graphs)).index_add_(0, graphs.batch, reached.float()) / graphs.ptr.diff().clamp(min=1)
-    return replace(graphs, y=(mean >= 0.5).long())
 
 
 GRAPHS = labelled()
@@ -214,43 +200,13 @@ def test_the_checkpoint_of_another_run_is_refused(what, options, graphs, tmp_pat
 # -- what training must not see ----------------------------------------------------------------------------------------
 
 
-def of_nodes(graphs: Graphs, ids: Tensor) -> Tensor:
-    return torch.isin(graphs.batch, ids)
-
-
-def other_features(graphs: Graphs, ids: Tensor) -> Graphs:
-    """Others altogether: categories that no other graph has."""
-    x = graphs.x.clone()
-    x[of_nodes(graphs, ids)] = 50
-    return replace(graphs, x=x)
-
-
-def other_labels(graphs: Graphs, ids: Tensor) -> Graphs:
-    y = graphs.y.clone()
-    y[ids] = 1 - y[ids]
-    return replace(graphs, y=y)
-
-
-def other_edges(graphs: Graphs, ids: Tensor) -> Graphs:
-    """Every arc turned round, twice over, with attributes that no other graph has."""
-    arcs = of_nodes(graphs, ids)[graphs.edge_index[0]]
-    edge_index, edge_attr = graphs.edge_index.clone(), graphs.edge_attr.clone()
-    edge_index[:, arcs], edge_attr[arcs] = edge_index[:, arcs].flip(0), 50
-    edge_index, edge_attr = (torch.cat([all_, all_[..., arcs, :]], -2) for all_ in (edge_index.T, edge_attr))
-    return replace(graphs, edge_index=edge_index.T, edge_attr=edge_attr)
-
-
-def everything(graphs: Graphs, ids: Tensor) -> Graphs:
-    return other_edges(other_labels(other_features(graphs, ids), ids), ids)
-
-
 def gone(graphs: Graphs, ids: Tensor) -> Graphs:
     rest = torch.arange(len(graphs))
     return graphs.subset(rest[~torch.isin(rest, ids)])
 
 
 CHANGES: dict[str, Callable[[Graphs, Tensor], Graphs]] = {
-    f.__name__: f for f in (other_features, other_labels, other_edges, everything, gone)
+    f.__name__: f for f in (other_features, other_labels, other_edges, everything_else, gone)
 }
 
 
@@ -258,8 +214,8 @@ CHANGES: dict[str, Callable[[Graphs, Tensor], Graphs]] = {
     ("name", "graphs", "backbone"),
     [
         *[(name, GRAPHS, "gin") for name in CHANGES],
-        ("everything", TASKS, "gin"),
-        ("everything", GRAPHS, "gcn"),  # tells degrees apart
+        ("everything_else", TASKS, "gin"),
+        ("everything_else", GRAPHS, "gcn"),  # tells degrees apart
     ],
     ids=lambda v: v if isinstance(v, str) else f"{v.num_tasks} tasks",
 )
@@ -272,7 +228,7 @@ def test_nothing_of_test_graphs_reaches_training(name, graphs, backbone):
 
 
 def test_validation_graphs_choose_the_epoch_and_no_more():
-    first, second = (classifier(norm="batch").fit(g) for g in (GRAPHS, everything(GRAPHS, GRAPHS.part("val"))))
+    first, second = (classifier(norm="batch").fit(g) for g in (GRAPHS, everything_else(GRAPHS, GRAPHS.part("val"))))
     losses = [[record["loss"] for record in c.history_.epochs] for c in (first, second)]
     assert losses[0] == losses[1]
     shape = {"node_columns": [2, 2], "edge_columns": [2, 2], "x": True}

@@ -7,29 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from graph_cases import random_graphs
+from graph_cases import everything_else, labelled, other_edges, other_features, other_labels, random_graphs
 from torch import Tensor
 
 from g2m import G2MError, GraphClassifier, Graphs
 from g2m.condense import METHODS, CondensedSet, Trees, TreeTable, budget_bytes, condense, everything
 
-SIZES = [5, 4, 1, 6, 3, 4, 7, 0, 5, 2] * 3
-SPLIT = {"train": range(16), "val": range(16, 23), "test": range(23, 30)}
-KINDS = {"keys": ("keys", "keys"), "values": ("values", "none"), "none": ("none", "values")}
 OPTIONS = {"doscond": {"steps": 2}}  # learning takes its time
 methods = pytest.mark.parametrize("method", METHODS)
 degrees = pytest.mark.parametrize(("backbone", "degrees"), [("gin", False), ("gcn", True)])
-
-
-def labelled(kind: str = "keys", sizes: list[int] = SIZES, split: dict = SPLIT, **options) -> Graphs:
-    """Graphs whose class is whether half their nodes or more have a message coming in: that can be learnt."""
-    x, edges = KINDS[kind]
-    graphs = random_graphs(sizes, x=x, edges=edges, split=split, **options)
-    if graphs.y.dim() == 2:
-        return graphs
-    reached = torch.bincount(graphs.edge_index[1], minlength=graphs.num_nodes).clamp(max=1)
-    mean = torch.zeros(len(graphs)).index_add_(0, graphs.batch, reached.float()) / graphs.ptr.diff().clamp(min=1)
-    return replace(graphs, y=(mean >= 0.5).long())
 
 
 GRAPHS = labelled()
@@ -170,36 +156,6 @@ def test_the_callers_random_stream_is_left_alone(method):
 
 
 # -- what it may look at -----------------------------------------------------------------------------------------------
-
-
-def of_nodes(graphs: Graphs, ids: Tensor) -> Tensor:
-    return torch.isin(graphs.batch, ids)
-
-
-def other_features(graphs: Graphs, ids: Tensor) -> Graphs:
-    """Others altogether: categories that no other graph has."""
-    x = graphs.x.clone()
-    x[of_nodes(graphs, ids)] = 50
-    return replace(graphs, x=x)
-
-
-def other_labels(graphs: Graphs, ids: Tensor) -> Graphs:
-    y = graphs.y.clone()
-    y[ids] = 1 - y[ids]
-    return replace(graphs, y=y)
-
-
-def other_edges(graphs: Graphs, ids: Tensor) -> Graphs:
-    """Every arc turned round, twice over, with attributes that no other graph has."""
-    arcs = of_nodes(graphs, ids)[graphs.edge_index[0]]
-    edge_index, edge_attr = graphs.edge_index.clone(), graphs.edge_attr.clone()
-    edge_index[:, arcs], edge_attr[arcs] = edge_index[:, arcs].flip(0), 50
-    edge_index, edge_attr = (torch.cat([all_, all_[..., arcs, :]], -2) for all_ in (edge_index.T, edge_attr))
-    return replace(graphs, edge_index=edge_index.T, edge_attr=edge_attr)
-
-
-def everything_else(graphs: Graphs, ids: Tensor) -> Graphs:
-    return other_edges(other_labels(other_features(graphs, ids), ids), ids)
 
 
 CHANGES: list[Callable[[Graphs, Tensor], Graphs]] = [other_features, other_labels, other_edges, everything_else]
