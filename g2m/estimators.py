@@ -141,6 +141,7 @@ def _plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of g2m, torch and torch_geometric, which what is saved is stamped with."""
     import torch_geometric
 
     import g2m
