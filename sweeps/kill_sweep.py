@@ -39,7 +39,8 @@ def lost(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 def tried_again(trials: list[FrozenTrial]) -> int:
     again = {t.user_attrs["again"]: t for t in trials if "again" in t.user_attrs}
-    return sum(t.number in again and options(again[t.number]) == options(t) for t in lost(trials))
+    # A trial killed between one option and the next has drawn some: those are what is tried again.
+    return sum(t.number in again and options(t).items() <= options(again[t.number]).items() for t in lost(trials))
 
 
 def options(trial: FrozenTrial) -> dict[str, object]:

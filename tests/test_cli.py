@@ -1035,6 +1035,11 @@ def workers_of(study, state):
     return {trial.user_attrs["worker"][1] for trial in study.trials if trial.state.name == state and trial.params}
 
 
+def to_be_of(trial):
+    """A trial's options, those it has yet to draw again among them; of a lost one they may be some, not all."""
+    return trial.system_attrs.get("fixed_params", {}) | trial.params
+
+
 def wait_for_study(condition, process):
     """The study, when it is as asked for."""
     found = []
@@ -1049,18 +1054,22 @@ def wait_for_study(condition, process):
     return found[-1]
 
 
-def kill(processes):
-    """Kill processes, none of which is just writing to the journal: its lock would be waited for, half a minute."""
+def kill(processes, when=lambda: True):
+    """Kill processes, none of which is just writing to the journal: its lock would be waited for, half a minute.
+
+    ``when`` is asked while they are stopped: what it tells of them holds as they are killed.
+    """
     lock = Path("sweep/sbm-mlp-transductive/journal.log.lock")
     while True:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(0.05)
-        free = not lock.is_symlink()
+        found = not lock.is_symlink() and when()
         for pid in processes:
-            os.kill(pid, signal.SIGKILL if free else signal.SIGCONT)
-        if free:
+            os.kill(pid, signal.SIGKILL if found else signal.SIGCONT)
+        if found:
             return
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
@@ -1070,26 +1079,23 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(sweep, start, pl
     found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 2 and workers_of(s, "RUNNING"), process)
     kill([min(workers_of(found, "RUNNING"))])
     found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 3, process)
-    assert all(
-        found.trials[trial.user_attrs["again"]].params == trial.params
-        for trial in found.trials
-        if "again" in trial.user_attrs
-    )
-    kill(members(process.pid))
+    again = [trial for trial in found.trials if "again" in trial.user_attrs]
+    assert all(found.trials[trial.user_attrs["again"]].params.items() <= to_be_of(trial).items() for trial in again)
+    kill(members(process.pid), when=lambda: workers_of(study(), "RUNNING"))
     process.wait()
     wait_for(lambda: members(process.pid) == [])
-    before = study()
-    assert "RUNNING" in states(before)
-    done = sum(state in ("COMPLETE", "PRUNED") for state in states(before))
+    before = study().trials
+    done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in before)
     code, _, error = sweep("--trials", done + 5, *LONG)
     assert (code, error) == (0, "")
     after = study()
     assert set(states(after)) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert sum(state in ("COMPLETE", "PRUNED") for state in states(after)) == done + 5
-    lost = [trial.params for trial in before.trials if trial.state.name == "RUNNING" and trial.params]
-    again = [trial.params for trial in after.trials[len(before.trials) :]]
-    assert all(params in again for params in lost)
-    assert after.trials[: len(before.trials)][0] == before.trials[0]
+    ended = [trial for trial in before if trial.state.is_finished()]
+    assert [after.trials[trial.number] for trial in ended] == ended
+    lost = {trial.number: to_be_of(trial) for trial in before if trial.state.name == "RUNNING" and to_be_of(trial)}
+    again = {trial.user_attrs.get("again"): trial.params for trial in after.trials}
+    assert all(params.items() <= again[number].items() for number, params in lost.items())
 
 
 def test_tuned_options_are_trained_with(call, tuned):
