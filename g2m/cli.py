@@ -322,7 +322,9 @@ def bench(
         list[str] | None, typer.Argument(help="Card names, see g2m data; with --all by default ten graphs.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method, with one teacher and student.")] = False,
-    methods: Annotated[str | None, typer.Option(help="Method names, by comma; default mlp,glnn.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Method names, by comma; default mlp,glnn, with --tuned those tuned.")
+    ] = None,
     teachers: Annotated[str | None, typer.Option(help="Backbones, by comma; default sage.")] = None,
     settings: Annotated[str, typer.Option(help="Settings, by comma.")] = "transductive,inductive",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 10,
@@ -342,6 +344,7 @@ def bench(
     Killed or stopped, the same command goes on from --out. What fails by a mistake is listed at the end: exit code 1.
     """
     from g2m.bench import ALL_DATA, ALL_TEACHERS, Cell, cells
+    from g2m.experiments import tuned_methods
     from g2m.methods import REGISTRY
     from g2m.report import PARTS, score_rows, summary
 
@@ -351,10 +354,17 @@ def bench(
         raise G2MError("--all, --tuned: expected one of them (got both). --all gives every method the same student.")
     if not data and not everything:
         raise G2MError("DATA: expected at least one card name (got none). Name some, see g2m data, or give --all.")
+    backbones = _names((",".join(ALL_TEACHERS) if everything else "sage") if teachers is None else teachers)
+    if methods is not None:
+        chosen = _names(methods)
+    elif everything:
+        chosen = list(REGISTRY)
+    else:
+        chosen = tuned_methods(data or (), backbones) if tuned else ["mlp", "glnn"]
     grid = cells(
         data or ALL_DATA,
-        methods=list(REGISTRY) if everything else _names("mlp,glnn" if methods is None else methods),
-        teachers=_names((",".join(ALL_TEACHERS) if everything else "sage") if teachers is None else teachers),
+        methods=chosen,
+        teachers=backbones,
         settings=_names(settings),
         seeds=seeds,
         common=everything,

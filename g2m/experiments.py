@@ -281,6 +281,19 @@ def _find_file(name: str | Path) -> Path:
     raise G2MError(f"FILE: no experiment file {str(name)!r}, nor one of that name with g2m.{nearest_name(word, names)}")
 
 
+def tuned_methods(data: Iterable[str], teachers: Iterable[str]) -> list[str]:
+    """Return the methods that a sweep of ours found options for, on each of the data sets from each of the teachers.
+
+    Raises:
+        G2MError: if there is none; it says what there is.
+    """
+    pairs = [(name, teacher) for name in data for teacher in teachers]
+    found = [method for method in REGISTRY if all(_key(name, method, teacher) in tuned() for name, teacher in pairs)]
+    if not found:
+        raise _no_tuned("a method on " + " and ".join(map("-".join, pairs)))
+    return found
+
+
 def find_tuned(data: str, method: str, teacher: str | None = None) -> Experiment:
     """Return the experiment whose options a sweep of ours found.
 
@@ -290,10 +303,13 @@ def find_tuned(data: str, method: str, teacher: str | None = None) -> Experiment
     key = _key(data, method, teacher)
     found = tuned().get(key)
     if found is None:
-        there = ", ".join("-".join(filter(None, key)) for key in tuned()) or "none"
-        asked = "-".join(filter(None, key))
-        raise G2MError(f"--tuned: no tuned options for {asked}; there are {there}. Run g2m sweep to find some.")
+        raise _no_tuned("-".join(filter(None, key)))
     return found
+
+
+def _no_tuned(asked: str) -> G2MError:
+    there = ", ".join("-".join(filter(None, key)) for key in tuned()) or "none"
+    return G2MError(f"--tuned: no tuned options for {asked}; there are {there}. Run g2m sweep to find some.")
 
 
 def find(data: str, method: str, teacher: str | None = None) -> Experiment:

@@ -11,7 +11,7 @@ from g2m.condense.experiment import CondenseExperiment
 from g2m.data import find_card
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.experiments import FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped
+from g2m.experiments import FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped, tuned_methods
 from g2m.methods import REGISTRY
 from g2m.spaces import check_space
 
@@ -205,8 +205,30 @@ def test_full_frequency_scores(graph):
 
 @pytest.mark.parametrize("graph", ["ogbn-arxiv", "ogbn-products"])
 @pytest.mark.parametrize("teacher", ["gcn", "sage", "gat"])
-def test_large_graphs_have_full_frequency_experiments(graph, teacher):
-    assert (graph, "ff_g2m", teacher) in shipped()
+def test_on_large_graphs_methods_share_a_teacher(graph, teacher):
+    plain, full_frequency = (shipped()[graph, method, teacher] for method in ("glnn", "ff_g2m"))
+    assert plain.teacher_options == full_frequency.teacher_options
+    assert bool(plain.paper) == (teacher == "sage")
+
+
+# GLNN's released options of large graphs: lr, weight decay, dropout, batch, patience; SAGE, GLNN, MLP as published.
+LARGE = {
+    "ogbn-arxiv": ((0.01, 0, 0.2, 512, 50), ([70.73, 0.35], [63.75, 0.48], [55.67, 0.24])),
+    "ogbn-products": ((0.01, 5e-4, 0.5, 4096, 30), ([77.17, 0.32], [63.71, 0.31], [60.02, 0.10])),
+}
+
+
+@pytest.mark.parametrize("graph", LARGE)
+def test_options_of_large_graphs_are_the_published_ones(graph):
+    options, scores = LARGE[graph]
+    for method, teacher in (("mlp", None), ("glnn", "sage"), ("glnn", "gcn")):
+        student = Student(method, **find(graph, method, teacher).student_options)
+        found = (student.lr, student.weight_decay, student.dropout, student.batch_size, student.patience)
+        assert found == options
+        assert (student.num_layers, student.hidden_channels, student.norm) == (3, 256, "batch")
+    teacher, student, alone = ({"test": score} for score in scores)
+    assert find(graph, "glnn", "sage").paper["transductive"] == {"teacher": teacher, "student": student}
+    assert find(graph, "mlp").paper["transductive"] == {"student": alone}
 
 
 def test_without_a_shipped_experiment_options_are_defaults():
@@ -527,6 +549,17 @@ def test_tuned_options_are_found_by_data_method_and_teacher(tuned_folder):
         G2MError, match=r"--tuned: no tuned options for sbm-glnn-gcn; there are .*sbm-glnn-sage.* sweep"
     ):
         find_tuned("sbm", "glnn", "gcn")
+
+
+def test_methods_tuned_on_all_of_the_data_sets_are_found(tuned_folder):
+    for data, method in (("sbm", "mlp"), ("sbm", "glnn"), ("digits", "glnn"), ("digits", "krd")):
+        Experiment(data, method, "sage" if REGISTRY[method].needs else None).write(
+            tuned_folder / f"{data}-{method}.toml"
+        )
+    assert tuned_methods(["sbm"], ["sage"]) == ["glnn", "mlp"]
+    assert tuned_methods(["sbm", "digits"], ["sage"]) == ["glnn"]
+    with pytest.raises(G2MError, match=r"--tuned: no tuned options for a method on digits-sage and digits-gcn;"):
+        tuned_methods(["digits"], ["sage", "gcn"])
 
 
 def test_without_tuned_options_the_message_says_so(tuned_folder):
