@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("cases")
+settings.register_profile("g2m", deadline=None)  # however slow the machine
+settings.load_profile("g2m")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from g2m.sparse import CSR
 
 N, TRAIN = 12, torch.tensor([1, 4, 5, 9])
 X, Y = torch.randn(N, 5, generator=Generator().manual_seed(0)), torch.arange(N) % 3
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def generator(seed: int = 0) -> Generator:

@@ -9,6 +9,7 @@ import sysconfig
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import optuna
@@ -23,6 +24,7 @@ import g2m
 from g2m import bench, cli, experiments, tables
 from g2m.bench import append_result, read_results
 from g2m.data import cards, load
+from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.experiments import find, open_experiment
 from g2m.methods import REGISTRY
@@ -1077,9 +1079,11 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(sweep, start, pl
     (place / "x.toml").write_text(SWEEP)
     process = start("sweep", "x.toml", "--trials", 10**6, "--workers", 2, *LONG)
     found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 2 and workers_of(s, "RUNNING"), process)
-    kill([min(workers_of(found, "RUNNING"))])
+    victim = min(workers_of(found, "RUNNING"))
+    kill([victim], when=lambda: victim in workers_of(study(), "RUNNING"))
     found = wait_for_study(lambda s: len(workers_of(s, "COMPLETE")) == 3, process)
     again = [trial for trial in found.trials if "again" in trial.user_attrs]
+    assert again
     assert all(found.trials[trial.user_attrs["again"]].params.items() <= to_be_of(trial).items() for trial in again)
     kill(members(process.pid), when=lambda: workers_of(study(), "RUNNING"))
     process.wait()
@@ -1098,6 +1102,76 @@ def test_a_killed_worker_is_replaced_and_a_killed_sweep_goes_on(sweep, start, pl
     assert all(params.items() <= again[number].items() for number, params in lost.items())
 
 
+PLACES = {"root": Path("r"), "cache": Path("c")}
+GRID = {"methods": ["krd"], "teachers": ["gin"], "settings": ["inductive"], "seeds": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "callee", "expected"),
+    [
+        (
+            "sweep x.toml --trials 7 --workers 2 --stack 3 --timeout 4.5 --name n --root r --cache c",
+            "g2m.sweep.Sweep.run",
+            {"trials": 7, "workers": 2, "stack": 3, "timeout": 4.5, "name": "n", **PLACES},
+        ),
+        (
+            "sweep x.toml --seeds 2 --setting inductive --also bytes --no-prune --seed 5",
+            "g2m.sweep.Sweep.run",
+            {"seeds": 2, "setting": "inductive", "also": "bytes", "prune": False, "seed": 5},
+        ),
+        (
+            "bench sbm --methods krd --teachers gin --settings inductive --seeds 3 -o lr=1",
+            "g2m.bench.cells",
+            {**GRID, "overrides": ["lr=1"], "tuned": False, "common": False},
+        ),
+        ("bench sbm --methods glnn --tuned", "g2m.bench.cells", {"tuned": True}),
+        ("bench --all sbm", "g2m.bench.cells", {"common": True, "teachers": ["sage", "gcn"]}),
+        (
+            "bench sbm --workers 2 --stack 3 --out x.jsonl --root r --cache c",
+            "g2m.bench.run",
+            {"workers": 2, "stack": 3, "out": Path("x.jsonl"), **PLACES},
+        ),
+        (
+            "train sbm --method krd --teacher gin --setting inductive --seeds 3 --tuned -o lr=1",
+            "g2m.bench.cells",
+            {**GRID, "overrides": ["lr=1"], "tuned": True},
+        ),
+        (
+            "ogb ogbn-arxiv --method krd --teacher gin --runs 3 --setting inductive --tuned --budget 5% --hops 4 "
+            "-o lr=1 --out f --workers 2 --root r --cache c",
+            "g2m.ogb_runs.run_ogb",
+            {"method": "krd", "teacher": "gin", "runs": 3, "setting": "inductive", "tuned": True, "budget": "5%"}
+            | {"hops": 4, "overrides": ["lr=1"], "folder": Path("f"), "workers": 2, **PLACES},
+        ),
+        (
+            "condense atlas --method mirage --hops 3 --budget 700 --seed 4 -o min_size=2",
+            "g2m.condense.condense",
+            {"num_hops": 3, "budget": "700", "seed": 4, "min_size": 2},
+        ),
+        (
+            "bench-condense atlas --rows scored --backbones gin --seeds 2 --budget 5% --hops 1 -o lr=1",
+            "g2m.condense.bench.cells",
+            {"rows": ["scored"], "backbones": ["gin"], "seeds": 2, "budget": "5%", "hops": 1, "overrides": ["lr=1"]},
+        ),
+        (
+            "bench-condense atlas --workers 2 --out x.jsonl --root r --cache c",
+            "g2m.bench.run",
+            {"workers": 2, "out": Path("x.jsonl"), **PLACES},
+        ),
+    ],
+)
+def test_options_reach_what_they_are_of(call, place, monkeypatch, words, callee, expected):
+    def told(*given, **options):
+        found.update(options, **(vars(given[0]) if callee == "g2m.sweep.Sweep.run" else {}))
+        raise G2MError("told")
+
+    found = {}
+    (place / "x.toml").write_text(SWEEP)
+    monkeypatch.setattr(callee, told)
+    assert call(*words.split()) == (2, ANY, "error: told\n")
+    assert {name: found.get(name) for name in expected} == expected
+
+
 def test_tuned_options_are_trained_with(call, tuned):
     tuned.mkdir()
     best = find("sbm", "glnn", "sage").override(word for word in QUICK if word != "-o").override(["lr=0.123"])
@@ -1113,10 +1187,15 @@ def test_tuned_options_are_trained_with(call, tuned):
     assert "no tuned options for sbm-glnn-gcn; there are sbm-glnn-sage" in error
 
 
-def test_bench_trains_seeds_at_once(call):
+def test_bench_trains_seeds_at_once(call, monkeypatch):
+    stacks, fit_stacked = [], bench.fit_stacked
+    monkeypatch.setattr(
+        bench, "fit_stacked", lambda *given, **o: stacks.append(len(given[0])) or fit_stacked(*given, **o)
+    )
     words = ["bench", "sbm", *QUICK, "--seeds", 3, "--settings", "inductive", "--json"]
     one_by_one, together = (call(*words, "--out", f"{n}.jsonl", "--stack", n)[1] for n in (1, 3))
     first, second = (by_key(json.loads(out)) for out in (one_by_one, together))
     assert first.keys() == second.keys()
+    assert stacks == [3, 3], "of mlp and of glnn"
     for key, record in first.items():
         assert second[key]["scores"] == pytest.approx(record["scores"], abs=0.02)

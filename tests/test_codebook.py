@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from g2m.codebook import CODE_METRICS, Codebook, log_assignments, nearest_code, perplexity, similarity, usage
 from g2m.errors import G2MError
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 metrics = pytest.mark.parametrize("metric", CODE_METRICS)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 

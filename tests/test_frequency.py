@@ -17,7 +17,7 @@ from g2m.errors import G2MError
 from g2m.frequency import Indicators, components, indicators, spectral_ends, spectral_energy
 from g2m.graph import Graph
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def graph_of(num_nodes: int, edges: list, *, directed: bool = False, keep_loops: bool = False) -> Graph:

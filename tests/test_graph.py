@@ -343,7 +343,7 @@ def random_graphs(draw):
     return Graph(torch.from_numpy(rng.standard_normal((num_nodes, 4))), np.array(pairs).T, y, split)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(random_graphs())
 def test_masks_say_the_same_as_ids(graph):
     ids = {part: ids.tolist() for part, ids in graph.split.items()}
@@ -352,7 +352,7 @@ def test_masks_say_the_same_as_ids(graph):
     assert graph.with_split({part: ids[::-1] for part, ids in ids.items()}).fingerprint() == graph.fingerprint()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(random_graphs())
 def test_round_trip_through_pyg(graph):
     ids = {part: ids.tolist() for part, ids in graph.split.items()}
@@ -360,7 +360,7 @@ def test_round_trip_through_pyg(graph):
     assert Graph.from_pyg(data).fingerprint() == graph.fingerprint()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(random_graphs())
 def test_round_trip_through_networkx(graph):
     directed = nx.DiGraph()
@@ -372,7 +372,7 @@ def test_round_trip_through_networkx(graph):
 
 
 @pytest.mark.filterwarnings("ignore:.*has no edges")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(random_graphs(), st.integers(0, 1000))
 def test_observed_and_unseen_make_the_whole(graph, seed):
     test = graph.part("test")
@@ -391,7 +391,7 @@ def test_observed_and_unseen_make_the_whole(graph, seed):
 
 
 @pytest.mark.filterwarnings("ignore:.*has no edges")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(random_graphs(), st.booleans())
 def test_undirected_edges_are_each_edge_once(graph, symmetric):
     source, target = graph.edge_index

@@ -13,7 +13,7 @@ from g2m import G2MError
 from g2m.batches import Batch, GraphBatches
 from g2m.condense.program import Program
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 sizes = st.one_of(st.integers(1, 12), st.just("all"))
 
 

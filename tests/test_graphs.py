@@ -51,7 +51,7 @@ sets = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sets, st.booleans())
 def test_it_is_the_list_it_was_made_of(data, loops):
     graphs = Graphs.from_pyg(data, keep_loops=loops)
@@ -63,7 +63,7 @@ def test_it_is_the_list_it_was_made_of(data, loops):
     assert repr(again) == repr(graphs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sets)
 def test_its_tensors_are_those_of_a_batch(data):
     graphs = Graphs.from_pyg(data)
@@ -76,7 +76,7 @@ def test_its_tensors_are_those_of_a_batch(data):
     assert (graphs.num_nodes, graphs.num_edges) == (batch.num_nodes, batch.num_edges)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sets, st.data())
 def test_a_subset_is_the_set_of_those_graphs(data, choice):
     graphs = Graphs.from_pyg(data, split={"train": [0], "test": [1]}, num_classes=2)

@@ -21,7 +21,7 @@ from g2m.losses import (
 )
 from g2m.sparse import CSR
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 

@@ -21,14 +21,14 @@ def draw(rows: int, classes: int, seed: int):
     return logits, torch.randint(classes, (rows,), generator=generator)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 999))
 def test_accuracy(rows, classes, seed):
     logits, y = draw(rows, classes, seed)
     assert score("accuracy", logits, y) == pytest.approx(accuracy_score(y, logits.numpy().argmax(1)), abs=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 30), st.integers(0, 999))
 def test_rocauc(rows, seed):
     logits, y = draw(rows, 2, seed)
@@ -54,7 +54,7 @@ def draw_tasks(rows: int, tasks: int, seed: int, missing: float = 0.3):
     return logits, y
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 40), st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.9]))
 def test_rocauc_of_several_tasks_is_that_of_ogb(rows, seed, missing):
     logits, y = draw_tasks(rows, 12, seed, missing)
@@ -65,7 +65,7 @@ def test_rocauc_of_several_tasks_is_that_of_ogb(rows, seed, missing):
     assert score("rocauc", logits, y) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 30), st.integers(0, 999))
 def test_rocauc_of_one_task_is_that_of_ogb_however_it_is_put(rows, seed):
     logits, y = draw(rows, 2, seed)
@@ -76,7 +76,7 @@ def test_rocauc_of_one_task_is_that_of_ogb_however_it_is_put(rows, seed):
     assert rocauc(margin, y[:, None].float()) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 999))
 def test_accuracy_of_several_tasks_is_the_mean_of_theirs(rows, tasks, seed):
     logits, y = draw_tasks(rows, tasks, seed)
@@ -120,7 +120,7 @@ def test_accuracy_extremes():
     assert accuracy(logits, (torch.arange(3) + 1) % 3) == 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
 def test_the_standard_error_of_an_area_is_that_of_hanley_and_mcneil(ones, zeros, area):
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)

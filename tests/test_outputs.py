@@ -98,7 +98,7 @@ def test_optional_fields_may_be_missing(outputs):
     assert all(getattr(bare, field) is None for field in (*FIELDS[2:], "transforms"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.1, 10), st.integers(0, 99))
 def test_soft_labels_equal_their_formula(tau, seed):
     logits = 3 * torch.randn(4, 3, generator=Generator().manual_seed(seed), dtype=torch.float64)

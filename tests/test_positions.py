@@ -23,7 +23,7 @@ from g2m.errors import G2MError
 from g2m.graph import Graph
 from g2m.positions import arcs_to, deepwalk, neighbour_arcs, of_arcs, of_neighbours, random_walks
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 def seeded(seed: int = 0) -> Generator:

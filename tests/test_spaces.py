@@ -24,7 +24,7 @@ def draws(space, count=5, seed=0):
 
 
 @given(st.lists(st.one_of(st.integers(-5, 5), st.booleans(), st.sampled_from(["none", "batch"])), min_size=1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_of_a_list_one_is_drawn(choices):
     check_space({"x": choices})
     for found, kept in draws({"x": choices}):
@@ -33,7 +33,7 @@ def test_of_a_list_one_is_drawn(choices):
 
 
 @given(st.integers(-50, 50), st.integers(0, 100), st.integers(1, 7))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_whole_ends_give_whole_numbers_in_steps(low, width, step):
     space = {"x": {"low": low, "high": low + step * width, "step": step}}
     check_space(space)
@@ -45,7 +45,7 @@ def test_whole_ends_give_whole_numbers_in_steps(low, width, step):
 
 
 @given(st.floats(-1e3, 1e3), st.floats(0, 1e3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_numbers_lie_in_their_range_and_are_short(low, width):
     space = {"x": {"low": low, "high": low + width}}
     check_space(space)

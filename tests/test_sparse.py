@@ -13,7 +13,7 @@ from g2m import sparse
 from g2m.models import sum_adjacency
 from g2m.sparse import CSR, attention, features, receptive_field, sampled_field
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 @st.composite

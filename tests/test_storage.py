@@ -46,7 +46,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(meta=st.dictionaries(st.text(max_size=5), json_values, max_size=4))
 def test_metadata_round_trip(tmp_path_factory, meta):
     path = tmp_path_factory.mktemp("meta") / "f"

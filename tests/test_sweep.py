@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -324,22 +325,16 @@ def test_who_is_dead(imaginary, tmp_path, monkeypatch):
     assert sum(state == WAITING for state in states(study)) == len(dead)
 
 
-def test_of_many_that_find_a_dead_trial_at_once_one_has_it_tried_again(imaginary, tmp_path):
+def test_of_many_that_find_a_dead_trial_at_once_one_has_it_tried_again(imaginary, tmp_path, monkeypatch):
     search = Sweep(MLP)
     study = search.study(tmp_path / "j.log")
     begun(search, study, [socket.gethostname(), dead_pid(), "1"])
-    barrier = threading.Barrier(6)
-
-    def release():
-        own = search.study(tmp_path / "j.log")
-        barrier.wait()
-        search.release(own)
-
-    threads = [threading.Thread(target=release) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    barrier, is_dead = threading.Barrier(6), sweep._is_dead
+    # All have found it before one ends it.
+    monkeypatch.setattr(sweep, "_is_dead", lambda trial: is_dead(trial) and barrier.wait(60) >= 0)
+    with ThreadPoolExecutor(6) as threads:
+        studies = [search.study(tmp_path / "j.log") for _ in range(6)]
+        assert list(threads.map(search.release, studies)) == [None] * 6
     assert states(study) == [FAIL, WAITING]
 
 
@@ -399,8 +394,11 @@ def test_a_trial_taken_for_dead_while_it_runs_does_not_end_the_sweep(imaginary, 
 
 
 def test_a_running_trial_says_now_and_then_that_it_lives(imaginary, tmp_path, monkeypatch):
+    noted, note = [], sweep._note
     monkeypatch.setattr(sweep, "_BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "_note", lambda trial, *of: noted.append((trial.number, of[0])) or note(trial, *of))
     study = Sweep(MLP).run(tmp_path / "j.log", trials=2, stack=2)
+    assert {(0, "beat"), (1, "beat")} <= {*noted}, "not as it was begun alone"
     for trial in study.trials:
         assert trial.datetime_start.timestamp() <= trial.user_attrs["beat"] <= time.time()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -106,9 +107,11 @@ def grpc_proxy(tmp_path, after):
     """Optuna's proxy in front of an SQLite file."""
     if find_spec("grpc") is None:
         pytest.skip("needs gRPC: pip install 'g2m[distributed]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = None
+    while port is None:  # below those that a system gives away: it is to be free for as long as the test
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 30_000)))
+            port = free.getsockname()[1]
     servers = []
 
     def start():
@@ -167,8 +170,11 @@ def stopped(process, study):
     """The trials of a command that is stopped in the middle of one."""
     while True:
         os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(0.2)  # what it had sent is written
-        if workers_of(trials := study.get_trials(), RUNNING):
+        before, trials = None, study.get_trials()
+        while before != trials:  # what it had sent is being written
+            time.sleep(0.2)
+            before, trials = trials, study.get_trials()
+        if workers_of(trials, RUNNING):
             return trials
         os.killpg(process.pid, signal.SIGCONT)
         time.sleep(0.05)

@@ -68,7 +68,7 @@ def scripted(scores):
 # -- which state is kept, and when it ends -------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=1, max_size=12), st.integers(1, 5))
 def test_best_state_is_the_latest_of_equals_and_patience_counts_from_it(scores, patience):
     stop, best = len(scores), 0

@@ -152,11 +152,17 @@ def test_a_stack_goes_on_without_one_whose_teacher_lacks_what_it_needs(trainer):
     assert all(hasattr(student, "history_") for student in found[1:])
 
 
-def test_latency_is_on_the_graph_of_the_student(trainer):
-    own = trainer()
+def test_latency_is_that_of_one_node_on_the_graph_of_the_student(trainer, monkeypatch):
+    def told(student, graph, *, sizes):
+        asked.append((student.meta_["in_channels"], graph.num_features, sizes))
+        return {1: {"p50": 0.25, "p99": 9.0}}
+
+    own, asked = trainer(), []
+    monkeypatch.setattr(trials, "student_latency", told)
     for width in (8, 16):
         (student,) = own.train([MLP.changed({"data.num_features": width})], 0, go_on)
-        assert own.cost(student, "latency") > 0
+        assert own.cost(student, "latency") == 0.25
+    assert asked == [(8, 8, (1,)), (16, 16, (1,))]
 
 
 def test_graphs_of_all_seeds_are_kept_however_many(trainer, loaded):

@@ -22,7 +22,7 @@ from g2m.condense.condensed import narrow, pack, unpack
 from g2m.condense.program import Program
 from g2m.graph_gnn import Encoder, GraphGNN
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 KINDS = [("keys", "keys"), ("values", "none"), ("none", "values")]
 kinds = pytest.mark.parametrize(("x", "edges"), KINDS)
 

@@ -25,7 +25,7 @@ from g2m.condense.mining import (
 from g2m.condense.trees import graph_sets, tree_classes
 from g2m.errors import G2MError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 databases = st.lists(st.frozensets(st.integers(0, 5), max_size=6), max_size=9)
 shares = st.floats(0, 1, exclude_min=True)
 thresholds = st.integers(1, 5) | shares

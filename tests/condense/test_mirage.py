@@ -17,7 +17,7 @@ from g2m.condense import CondensedSet, Trees, TreeTable, mine, mirage
 from g2m.condense.mirage import longest, rounded, shares
 from g2m.data.cards import find_card
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=50)
 hops = st.integers(1, 2)
 supports = st.integers(1, 3)
 PART = 1 / 255

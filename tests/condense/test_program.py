@@ -16,7 +16,7 @@ from g2m.condense.program import Hop, Program, attributes
 from g2m.graph_gnn import GRAPH_BACKBONES
 from g2m.sparse import CSR
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 ways = pytest.mark.parametrize("share", [True, False], ids=["shared", "by node"])
 
 

@@ -17,7 +17,7 @@ from g2m import G2MError, Graphs
 from g2m.condense import CountModel, TreeTable, scored
 from g2m.condense.scored import STRENGTHS
 
-quick = settings(max_examples=12, deadline=None)
+quick = settings(max_examples=12)
 ALL = 10**6  # bytes
 
 

@@ -19,7 +19,7 @@ from torch_geometric.nn import GINEConv
 from g2m.condense import RowKeys, TreeKeys, graph_sets, inspect, tree_classes, trees
 from g2m.errors import G2MError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 WAYS = [
     {"method": method, "verify": verify, "backend": backend}
     for method, verify in (("hash", True), ("hash", False), ("exact", True))

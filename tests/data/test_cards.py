@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from g2m import G2MError, data
+import g2m
+from g2m import G2MError, data, experiments
 from g2m.data import find_card, read_card, sources, splits
 
 cards_module = importlib.import_module("g2m.data.cards")  # g2m.data.cards itself is the function
@@ -159,6 +160,13 @@ def test_cards_are_found_in_a_wheel_and_in_a_checkout(tmp_path, monkeypatch, fol
     written(tmp_path / folder)
     monkeypatch.setattr(cards_module, "__file__", str(tmp_path / "package" / "data" / "cards.py"))
     assert list(cards_module._cards.__wrapped__()) == ["toy"]
+
+
+def test_a_wheel_has_cards_and_experiments_where_they_are_looked_for():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    inside = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert inside == {"datasets": "g2m/_cards", "sweeps": "g2m/_experiments"}
+    assert Path(g2m.__file__).parent / "_experiments" == experiments._INSTALLED
 
 
 def test_a_package_without_cards_says_so(tmp_path, monkeypatch):
