@@ -137,7 +137,7 @@ class PartitionBatches:
 
     def epoch(self, generator: Generator) -> Iterator[Batch]:
         num_nodes, labels = self.graph.num_nodes, int(self.labelled.sum())
-        for ids in torch.randperm(num_nodes, generator=generator).chunk(self.parts):
+        for ids in torch.randperm(num_nodes, generator=generator).tensor_split(self.parts):
             ids = ids.sort().values
             inputs = to_device(self.inputs(self._part(ids)), self.device)
             rest = (value[ids].to(self.device) for value in (torch.arange(num_nodes), self.graph.y, self.labelled))

@@ -346,6 +346,9 @@ class Teacher(_Estimator):
         def val_logits() -> Tensor:
             return model(*val_inputs).logits[asked]
 
+        if isinstance(self.model, nn.Module):  # of one's own
+            with torch.no_grad():
+                _check_answer(model.to(device).eval()(*val_inputs).logits, len(val_row), graph)
         validate = {
             "metric": lambda: metrics.score(graph.metric, val_logits(), y_val),
             "loss": lambda: -float(F.cross_entropy(val_logits(), y_val)),
@@ -458,11 +461,7 @@ class Teacher(_Estimator):
         teacher, observed = cls(module), graph.observed()
         teacher._trained(teacher._build(0, 0).eval(), History(), observed, graph.setting)
         logits, val = teacher.predict_logits(observed), observed.part("val")
-        if logits.shape != (observed.num_nodes, observed.num_classes):
-            expected = (observed.num_nodes, observed.num_classes)
-            raise G2MError(
-                f"module: expected logits of shape {expected} on {graph.name!r} (got {tuple(logits.shape)})."
-            )
+        _check_answer(logits, observed.num_nodes, graph)
         teacher.meta_["val"] = metrics.score(graph.metric, logits[val], observed.y[val])
         return teacher
 
@@ -712,6 +711,7 @@ class Student(_Estimator):
         _check_graph(graph)
         method = make_method(self.method, self.options)
         _check_outputs(method, graph, outputs)
+        outputs = None if outputs is None else outputs.single()
         with seeded(self.seed, resolve_device(self.device)):
             return method, method.search(self._build(graph.num_features, graph.num_classes), graph, outputs)
 
@@ -847,6 +847,7 @@ class Student(_Estimator):
     ) -> _Task:
         """Return what training takes, on the device; ``place`` puts features there, default by a copy of their own."""
         observed, device = graph.observed(), resolve_device(self.device)
+        outputs = None if outputs is None else outputs.single()
         with seeded(self.seed, device):
             x, position = observed.features, method.positions(observed, outputs)
             if position is not None:
@@ -1098,6 +1099,11 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
     if missing:
         raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")
+
+
+def _check_answer(logits: Tensor, rows: int, graph: Graph) -> None:
+    if logits.shape != (expected := (rows, graph.num_classes)):
+        raise G2MError(f"module: expected logits of shape {expected} on {graph.name!r} (got {tuple(logits.shape)}).")
 
 
 def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], path: str | Path) -> Any:

@@ -140,7 +140,10 @@ class BatchNorm(nn.BatchNorm1d):
             return super().forward(x)
         rows = distributed.sum_over_processes(torch.tensor(float(len(x)))) if self.shared else len(x)
         if rows == 1:
-            raise G2MError("norm: 'batch' needs two rows a step (got one). Raise batch_size, or take norm='layer'.")
+            raise G2MError(
+                "norm: 'batch' needs two rows a step (got one). Raise batch_size or lower partitions, or take "
+                "norm='layer'; between a hidden state and its codes, code_dim='hidden'."
+            )
         return self._over_processes(x, float(rows)) if self.shared else super().forward(x)
 
     def _over_processes(self, x: Tensor, rows: float) -> Tensor:
@@ -723,4 +726,6 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Output:
         output = self.module(x, edge_index)
-        return output if isinstance(output, Output) else Output(output)
+        output = output if isinstance(output, Output) else Output(output)
+        hidden = None if output.hidden is None else output.hidden.float()
+        return output._replace(logits=output.logits.float(), hidden=hidden)  # it may compute in another precision

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,15 @@ class TeacherOutputs:
             entropy -= float(torch.xlogy(p, p).sum(dtype=torch.float64))
         return float(torch.tensor(entropy / (len(rows) * len(levels))).exp())
 
+    def single(self) -> TeacherOutputs:
+        """Return these outputs in float32, which students are trained in: themselves, if they are."""
+        tensors = {name: getattr(self, name) for name in ("logits", *_OPTIONAL)}
+        other = {name: value.float() for name, value in tensors.items() if value is not None}
+        weights = None if self.transforms is None else tuple(weight.float() for weight in self.transforms)
+        if all(other[name] is tensors[name] for name in other) and all(map(is_, weights or (), self.transforms or ())):
+            return self
+        return replace(self, **other, transforms=weights)
+
     # -- belonging ---------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
@@ -186,16 +196,20 @@ class TeacherOutputs:
         """
         observed = graph.observed()
         given, expected = self.meta.get("fingerprint"), observed.fingerprint()
-        if given == expected:
-            return
-        if not observed.num_edges and self.meta.get("fingerprint_without_edges") == observed.fingerprint(edges=False):
+        if given != expected:
+            without = None if observed.num_edges else observed.fingerprint(edges=False)
+            if without is None or self.meta.get("fingerprint_without_edges") != without:
+                raise G2MError(
+                    f"outputs: made on another graph, split or setting (fingerprint {given}, expected {expected} of "
+                    f"{graph.name!r}, {graph.setting}). Take teacher.outputs(graph) of a teacher fitted on it."
+                )
             if edges:
                 raise G2MError("graph: this method takes edges (got a graph without). Pass the whole graph.")
-            return
-        raise G2MError(
-            f"outputs: made on another graph, split or setting (fingerprint {given}, expected "
-            f"{expected} of {graph.name!r}, {graph.setting}). Take teacher.outputs(graph) of a teacher fitted on it."
-        )
+        if self.logits.size(1) != graph.num_classes:
+            raise G2MError(
+                f"outputs: expected a column for each of the {graph.num_classes} classes of {graph.name!r} (got "
+                f"{self.logits.size(1)})."
+            )
 
     # -- file --------------------------------------------------------------------------------------------------
 

@@ -331,7 +331,10 @@ class _Narrow(Function):
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(weight, x)
-        return torch.baddbmm(bias[..., None], weight, x.mT).mT.contiguous()
+        product = torch.baddbmm(bias[..., None], weight, x.mT).mT
+        return product.clone(
+            memory_format=torch.contiguous_format
+        )  # of one row a view would do, and is none to write to
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

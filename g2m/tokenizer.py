@@ -15,7 +15,7 @@ from g2m.codebook import CODE_METRICS, Codebook, perplexity, usage
 from g2m.errors import G2MError, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import min_max_edge_loss, sampled_edge_loss, scaled_cosine_error
-from g2m.models import GNN, Output
+from g2m.models import GNN, BatchNorm, Output
 from g2m.sparse import CSR
 
 PLACES = ("inside", "beside", "reference")
@@ -100,7 +100,7 @@ class Tokenizer(nn.Module):
         self.reference = reference
         # Batch norm: codes follow slowly, and a step of the encoder shifts all vectors at once (Łańcucki et al., Robust
         # Training of Vector Quantized Bottleneck Models, IJCNN 2020).
-        linear = (nn.Linear(hidden_channels, code_dim), nn.BatchNorm1d(code_dim, affine=False))
+        linear = (nn.Linear(hidden_channels, code_dim), BatchNorm(code_dim, affine=False))
         self.project = nn.Sequential(*(() if direct else linear))
         self.codebook = Codebook(
             num_codes,

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +216,18 @@ def gives_finite_scalars_that_reach_the_student(name: str, tmp_path: Path) -> No
 
 
 def calls_the_part_on_labels_label(name: str, tmp_path: Path) -> None:
-    """``label`` is there, at any weight, and is the only part that reads labels."""
-    model, method, (batch,) = steps(name, blocks(), batch_size=1000)
-    other = replace(batch, y=(batch.y + 1) % 3)
-    torch.manual_seed(0)
-    before = method(model(*batch.inputs), batch)
-    torch.manual_seed(0)
-    after = method(model(*batch.inputs), other)
-    assert "label" in before
-    assert "loss" not in before, "the training record keeps the total under 'loss'"
-    for key in set(before) - {"label"}:
-        assert torch.equal(before[key], after[key]), f"{name}: part {key!r} reads labels"
+    """``label`` is there, at any weight; in a step on the teacher alone it is the only part that reads labels."""
+    for options, seed in product(({}, drawn_options(name)), range(4)):
+        model, method, (batch,) = steps(name, blocks(), batch_size=1000, **options)
+        batch = replace(batch, only="teacher")
+        torch.manual_seed(seed)
+        before = method(model(*batch.inputs), batch)
+        torch.manual_seed(seed)
+        after = method(model(*batch.inputs), replace(batch, y=(batch.y + 1) % 3))
+        assert "label" in before
+        assert "loss" not in before, "the training record keeps the total under 'loss'"
+        for key in set(before) - {"label"}:
+            assert torch.equal(before[key], after[key]), f"{name}: part {key!r} reads labels"
 
 
 def drawn_rows(batch: Batch) -> int:
@@ -419,6 +421,7 @@ def leaves_the_teacher_as_it_was(name: str, tmp_path: Path) -> None:
     for field in ("node_id", "logits", "hidden", "low_target", "entropy_change", "codebook", "code_input"):
         assert torch.equal(getattr(outputs, field), getattr(fresh, field))
         assert not getattr(outputs, field).requires_grad
+    assert all(map(torch.equal, outputs.transforms, fresh.transforms))
 
 
 def runs_the_reference_schedule(name: str, tmp_path: Path) -> None:

@@ -461,13 +461,15 @@ def of_part(graph):
     return graph.x, graph.edge_index, graph.node_id
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5, 60])
+@pytest.mark.parametrize("parts", [1, 2, 5, 7, 59, 60])
 @pytest.mark.parametrize("directed", [False, True])
 def test_parts_have_every_node_once_and_the_edges_inside(parts, directed):
     graph = thin(directed=directed)
     batches = PartitionBatches(graph, torch.arange(20), of_part, parts=parts)
     found = list(batches.epoch(generator()))
     assert len(found) == parts
+    sizes = {len(batch.row) for batch in found}
+    assert max(sizes) - min(sizes) <= 1
     assert torch.cat([batch.row for batch in found]).sort().values.tolist() == list(range(60))
     for batch in found:
         x, edge_index, node_id = batch.inputs

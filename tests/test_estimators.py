@@ -617,6 +617,47 @@ def test_from_trained(unseen, tmp_path):
     assert torch.equal(loaded.predict_logits(graph), taught.predict_logits(graph))
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_module_of_other_shapes_is_refused_before_it_is_trained(classes):
+    with pytest.raises(G2MError, match=rf"module: expected logits of shape \(\d+, 3\) .*\(got \(\d+, {classes}\)\)"):
+        Teacher(own(classes=classes), max_epochs=1).fit(GRAPH)
+    outputs = outputs_of(GRAPH)
+    with pytest.raises(G2MError, match=r"outputs: expected a column for each of the 3 classes .*\(got 4\)"):
+        replace(outputs, logits=torch.cat([outputs.logits, outputs.logits[:, :1]], 1), low_target=None).check(GRAPH)
+
+
+def in_precision(outputs, dtype):
+    """The same outputs with all values in another precision."""
+    values = {name: value.to(dtype) for name, value in vars(outputs).items() if isinstance(value, torch.Tensor)}
+    weights = tuple(weight.to(dtype) for weight in outputs.transforms)
+    return replace(outputs, **values | {"node_id": outputs.node_id, "transforms": weights})
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_outputs_of_any_precision_train_the_same_student(name):
+    outputs = outputs_of(GRAPH)
+    rounded = in_precision(in_precision(outputs, torch.bfloat16), torch.float32)
+    for given, other in ((outputs, torch.float64), (rounded, torch.bfloat16)):
+        one, two = (Student(name, **SMALL).fit(GRAPH, each) for each in (given, in_precision(given, other)))
+        assert same_bits(weights(one), weights(two))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_that_computes_in_another_precision_answers_in_float32(dtype):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = own(hidden=True)
+
+        def forward(self, x, edge_index):
+            output = self.inner(x, edge_index)
+            return output._replace(logits=output.logits.to(dtype), hidden=output.hidden.to(dtype))
+
+    taught = Teacher(Other(), max_epochs=2).fit(GRAPH)
+    outputs = taught.outputs(GRAPH)
+    assert (outputs.logits.dtype, outputs.hidden.dtype) == (torch.float32, torch.float32)
+
+
 def test_from_trained_refuses_other_shapes():
     with pytest.raises(G2MError, match=r"module: expected logits of shape \(36, 3\).*\(36, 5\)"):
         Teacher.from_trained(own(classes=5), GRAPH)

@@ -69,6 +69,12 @@ def test_every_method_in_batches(name):
     check(name, [{"batch_size": 7, **options} for options in OPTIONS], width=3)
 
 
+@pytest.mark.parametrize("shape", [{"batch_size": 1}, {"batch_size": 7, "hidden_channels": 1}], ids=str)
+@pytest.mark.parametrize("schedule", [False, True])
+def test_one_row_a_step_and_one_column_a_layer(shape, schedule):
+    check("glnn", [{"max_epochs": 2, "reference_schedule": schedule, **OPTIONS[i], **shape} for i in (0, 1, 4)])
+
+
 @pytest.mark.parametrize("name", ["glnn", "ff_g2m", "vqgraph"])
 def test_everything_in_one_step(name):
     check(name, [{"batch_size": "all", **options} for options in OPTIONS])

@@ -107,7 +107,10 @@ class Method(nn.Module):
         return None
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``."""
+        """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``.
+
+        In a step on one half alone (``batch.only``) the loop takes ``label``, or all others: those read no label then.
+        """
         raise NotImplementedError
 
     def forward(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:

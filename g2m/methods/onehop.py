@@ -97,7 +97,7 @@ class Onehop(Propagated):
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         parts = super().loss(output, batch)
-        if not self.alone or batch.only == "label":
+        if not self.alone:
             return parts
         some, (model,) = random_rows(batch, max(2, len(batch.row) // 4)), self._student
         (x,) = some.inputs
@@ -106,7 +106,10 @@ class Onehop(Propagated):
         else:
             x = torch.cat([x[:, : self.num_features], x.new_zeros(len(x), x.size(1) - self.num_features)], 1)
         with statistics_as_they_are(model):
-            return parts | {"alone": self.alone * sum(super().loss(model(x), some).values())}
+            own = super().loss(model(x), some)
+        if batch.only == "label":
+            return parts | {"label": parts["label"] + self.alone * own["label"]}
+        return parts | {"alone": self.alone * (own["soft"] if batch.only else sum(own.values()))}
 
     def positions(self, graph: Graph, outputs: TeacherOutputs) -> Tensor:
         key = graph.fingerprint(edges=False), self.channels

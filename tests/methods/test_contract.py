@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from cases import CONTRACT
 from torch import nn
 
@@ -64,6 +65,10 @@ def no_such_option(cls, trial) -> dict:
     return {"no_such": trial.suggest_int("no_such", 0, 1)}
 
 
+def answers_more(model) -> None:
+    model.register_forward_hook(lambda _, inputs, output: output._replace(logits=output.logits + 1))
+
+
 Failed = pytest.fail.Exception
 WRONG = {
     "trains_transductively": (AssertionError, parts(label=lambda o, b: 1 + 0 * o.logits.sum())),
@@ -88,7 +93,18 @@ WRONG = {
     "searches_within_its_options": (AssertionError, {"space": classmethod(no_such_option)}),
     "leaves_the_teacher_as_it_was": (AssertionError, prepare(lambda g, o: o.logits.mul_(2).log_softmax(-1))),
     "runs_the_reference_schedule": (G2MError, parts(soft=soft)),
+    "saves_and_loads": (AssertionError, {"build": lambda self, model, outputs: answers_more(model)}),
+    "leaves_its_parameters_behind": (
+        AssertionError,
+        {"build": lambda self, model, outputs: model.register_parameter("own", nn.Parameter(torch.ones(1)))},
+    ),
 }
+#: What a student sees to, whatever its method does.
+BY_THE_STUDENT = {"refuses_unknown_options", "refuses_missing_outputs"}
+
+
+def test_every_clause_is_shown_to_fail_but_those_of_the_student():
+    assert {clause.__name__ for clause in CONTRACT} - BY_THE_STUDENT == WRONG.keys()
 
 
 @pytest.mark.parametrize("clause", [c for c in CONTRACT if c.__name__ in WRONG], ids=lambda clause: clause.__name__)
