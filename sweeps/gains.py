@@ -37,7 +37,10 @@ COLUMNS = ("over teacher", *AGAINST)
 def gains(
     rows: list[Mapping[str, Any]], method: str, setting: str, part: str, options: str | None
 ) -> list[dict[str, str]]:
-    """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes."""
+    """Return a row per graph and teacher, the same seeds on both sides, and the means of each kind of codes.
+
+    A gain is followed by its standard error over seeds, where there are several.
+    """
     rows = [row for row in rows if row["setting"] == setting]
     found: list[dict[str, Any]] = []
     named = Counter()
@@ -47,7 +50,7 @@ def gains(
         others = {"over teacher": row["teacher_by_seed"]}
         others |= {key: other["by_seed"] for key in AGAINST if (other := _other(row, rows, key)) is not None}
         differences = {
-            key: _gained(row["by_seed"], other, part)
+            key: _gains(row["by_seed"], other, part)
             for key, other in others.items()
             if row["by_seed"].keys() & other.keys()
         }
@@ -61,13 +64,14 @@ def gains(
         alike = [row for row in found if row["codes"] == codes]
         name = f"mean of {len(alike)}" + (f", codes {codes}" if codes else "")
         shared = [key for key in COLUMNS if all(key in row for row in alike)]
-        found.append({"of": name, "codes": ..., **{key: statistics.fmean(row[key] for row in alike) for key in shared}})
+        means = {key: [statistics.fmean(statistics.fmean(row[key]) for row in alike)] for key in shared}
+        found.append({"of": name, "codes": ..., **means})
     return [
         {
-            "table": f"{method} against others, {setting}, {part} nodes: points of accuracy",
+            "table": f"{method} against others, {setting}, {part} nodes: points of accuracy, ± standard error",
             "student": row["of"],
             "seeds": str(row.get("seeds", "–")),
-            **{key: f"{row[key]:+.2f}" for key in COLUMNS if key in row},
+            **{key: _shown(row[key]) for key in COLUMNS if key in row},
         }
         for row in found
     ]
@@ -86,9 +90,14 @@ def _other(row: Mapping[str, Any], rows: list[Mapping[str, Any]], key: str) -> M
     return known[0] if known else None
 
 
-def _gained(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]], part: str) -> float:
-    """Return the mean difference in points over the seeds that both have."""
-    return 100 * statistics.fmean(own[seed][part] - other[seed][part] for seed in own.keys() & other.keys())
+def _gains(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]], part: str) -> list[float]:
+    """Return the differences in points, of each seed that both have."""
+    return [100 * (own[seed][part] - other[seed][part]) for seed in sorted(own.keys() & other.keys())]
+
+
+def _shown(differences: list[float]) -> str:
+    mean = f"{statistics.fmean(differences):+.2f}"
+    return mean if len(differences) < 2 else f"{mean} ± {statistics.stdev(differences) / len(differences) ** 0.5:.2f}"
 
 
 def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> list[dict[str, str]]:
@@ -107,7 +116,7 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
             other = row["teacher_by_seed"] or next(others, {})
             if row["by_seed"].keys() & other.keys():
                 student = f"{row['name']} ← {backbone.upper()}"
-                found.setdefault(student, {})[data] = _gained(row["by_seed"], other, part)
+                found.setdefault(student, {})[data] = statistics.fmean(_gains(row["by_seed"], other, part))
     if not found:
         return []
     graphs, shared = set().union(*found.values()), set.intersection(*map(set, found.values()))
