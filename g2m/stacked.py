@@ -332,9 +332,8 @@ class _Narrow(Function):
     def forward(ctx, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(weight, x)
         product = torch.baddbmm(bias[..., None], weight, x.mT).mT
-        return product.clone(
-            memory_format=torch.contiguous_format
-        )  # of one row a view would do, and is none to write to
+        # A copy even of one row: what follows writes into it, which a view of it would not allow.
+        return product.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
