@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import tomli_w
 
+from g2m.data import find_card
 from g2m.errors import G2MError, check_keys, choose
 from g2m.errors import nearest as nearest_name
 from g2m.methods import REGISTRY
@@ -285,8 +286,9 @@ def tuned_methods(data: Iterable[str], teachers: Iterable[str]) -> list[str]:
     """Return the methods that a sweep of ours found options for, on each of the data sets from each of the teachers.
 
     Raises:
-        G2MError: if there is none; it says what there is.
+        G2MError: on an unknown name, or if there is none; it says what there is.
     """
+    data, teachers = [find_card(name).name for name in data], [choose("teachers", name, BACKBONES) for name in teachers]
     pairs = [(name, teacher) for name in data for teacher in teachers]
     found = [method for method in REGISTRY if all(_key(name, method, teacher) in tuned() for name, teacher in pairs)]
     if not found:

@@ -560,6 +560,10 @@ def test_methods_tuned_on_all_of_the_data_sets_are_found(tuned_folder):
     assert tuned_methods(["sbm", "digits"], ["sage"]) == ["glnn"]
     with pytest.raises(G2MError, match=r"--tuned: no tuned options for a method on digits-sage and digits-gcn;"):
         tuned_methods(["digits"], ["sage", "gcn"])
+    with pytest.raises(G2MError, match=r"name: .*Did you mean 'digits'"):
+        tuned_methods(["digit"], ["sage"])
+    with pytest.raises(G2MError, match=r"teachers: .*Did you mean 'sage'"):
+        tuned_methods(["digits"], ["sag"])
 
 
 def test_without_tuned_options_the_message_says_so(tuned_folder):
