@@ -141,8 +141,11 @@ def cells(
         choice = find_tuned if tuned else alike if common else find
         chosen = [choice(name, method, teacher) for teacher in teachers for method in methods]
         experiments = [experiment.override(overrides) for experiment in chosen]
-        for experiment in experiments:
-            Cell(experiment, settings[0], 0).check()
+        first = [Cell(experiment, settings[0], 0) for experiment in experiments]
+        for cell in first:
+            cell.check()
+        # What searches comes last, and takes over what the others have trained.
+        experiments = [cell.experiment for cell in sorted(first, key=lambda cell: not cell.stacks)]
         for setting in settings:
             for seed in range(seeds):
                 for experiment in experiments:
@@ -173,7 +176,10 @@ def run_cell(
     """
     begun = _Begun(cell, root=root, cache=cache, all_outputs=folder is not None, progress=progress)
     checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
-    begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, progress=progress)
+    known = _students(begun.graph)
+    begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, trained=known, progress=progress)
+    if cell.stacks and begun.student.position_ is None:
+        known.append(begun.student)
     return distributed.from_first(lambda: begun.end(folder))
 
 
@@ -238,9 +244,15 @@ def _lesson(graph: Graph, model: str, options: str, seed: int, cache: str | Path
     return _Lesson(teacher, graph)
 
 
+@lru_cache(maxsize=1)
+def _students(graph: Graph) -> list[Student]:
+    """Those that cells of this graph have trained: what a search tries is often one of them."""
+    return []
+
+
 def _forget() -> None:
-    _graph.cache_clear()
-    _lesson.cache_clear()
+    for cached in (_graph, _lesson, _students):
+        cached.cache_clear()
 
 
 class _Begun:

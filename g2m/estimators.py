@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -672,6 +672,7 @@ class Student(_Estimator):
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 20.0,
         indicators: bool = False,
+        trained: Iterable[Student] = (),
         progress: bool = False,
         on_epoch: OnEpoch | None = None,
     ) -> Student:
@@ -686,6 +687,8 @@ class Student(_Estimator):
             indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student
                 has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs`` and edges. Default
                 False.
+            trained: fitted students. A method that tries several takes over what it would train again: one of the same
+                options, graph, and outputs in what its method reads of them. Default none.
             progress: show a bar.
             on_epoch: called with each epoch's record.
 
@@ -701,7 +704,7 @@ class Student(_Estimator):
         options |= {"checkpoint": checkpoint, "progress": progress}
         method, search = self._begin(graph, outputs)
         if search is not None:
-            return self._fit_best(search, graph, outputs, **options)
+            return self._fit_best(search, graph, outputs, trained=() if indicators else tuple(trained), **options)
         return self._fit_method(method, graph, outputs, **options)
 
     def _begin(
@@ -721,6 +724,7 @@ class Student(_Estimator):
         graph: Graph,
         outputs: TeacherOutputs | None,
         *,
+        trained: Sequence[Student],
         checkpoint: str | Path | None,
         on_epoch: OnEpoch | None,
         **options: Any,
@@ -746,7 +750,7 @@ class Student(_Estimator):
             kept = None if checkpoint is None else Path(f"{checkpoint}.{len(tried)}")
             tried.append(Student(candidate, **common))
             try:
-                tried[-1]._fit_once(graph, outputs, kept, on_epoch=on_epoch and told, **options)
+                tried[-1]._fit_once(graph, outputs, kept, trained, on_epoch=on_epoch and told, **options)
                 score = tried[-1].history_.best_score
             except FileError:  # not the method is wrong
                 raise
@@ -771,36 +775,49 @@ class Student(_Estimator):
             }
             for i, student in enumerate(tried)
         ]
-        self.meta_ |= {"seconds": round(seconds, 3), "trials": trials}
+        figures = {**self.meta_["figures"], "taken": settled}
+        self.meta_ = {**self.meta_, "seconds": round(seconds, 3), "trials": trials, "figures": figures}
         for number in range(len(tried) if checkpoint is not None else 0):
             for ending in ("", ".checkpoint"):  # the second is of one that failed
                 path = Path(f"{checkpoint}.{number}{ending}")
                 distributed.from_first(lambda path=path: path.unlink(missing_ok=True))
         return self
 
-    def _fit_once(self, graph: Graph, outputs: TeacherOutputs | None, kept: Path | None, **options: Any) -> None:
-        """Fit, or take over from the file of a student that was fitted on the same."""
+    def _fit_once(
+        self,
+        graph: Graph,
+        outputs: TeacherOutputs | None,
+        kept: Path | None,
+        trained: Sequence[Student],
+        **options: Any,
+    ) -> None:
+        """Fit, or take over a student that was fitted on the same: one of those trained, or that of the file."""
         method, _ = self._begin(graph, outputs)
+        source = _source(method, graph, outputs)
+        if any(self._take_over(other, source) for other in trained):
+            return
         if kept is None:
             self._fit_method(method, graph, outputs, checkpoint=None, **options)
             return
-        identity = {"fingerprint": graph.observed().fingerprint(), "config": self._config()}
-        identity["outputs"] = None if outputs is None else outputs.fingerprint()
-        identity = json.loads(json.dumps(identity))
-        if distributed.alike(lambda: self._take_over(kept, identity), kept):
+        if distributed.alike(lambda: kept.exists() and self._take_over(Student.load(kept), source), kept):
             return
         checkpoint = Path(f"{kept}.checkpoint")
         self._fit_method(method, graph, outputs, checkpoint=checkpoint, keep_checkpoint=True, **options)
-        self.meta_["identity"] = identity
         distributed.from_first(lambda: [str(self.save(kept)), checkpoint.unlink(missing_ok=True)])
-        del self.meta_["identity"]
 
-    def _take_over(self, kept: Path, identity: dict[str, Any]) -> bool:
-        other = Student.load(kept) if kept.exists() else None
-        if other is None or other.meta_.pop("identity", None) != identity:
+    def _take_over(self, other: Student, source: Mapping[str, Any]) -> bool:
+        if any(other.meta_[key] != value for key, value in source.items()) or other._recipe() != self._recipe():
             return False
         self._take(other)
         return True
+
+    def _recipe(self) -> dict[str, Any]:
+        """Return the configuration with every option of the method, as JSON has it."""
+        config = self._config()
+        if config["method"] in REGISTRY:
+            method = make_method(self.method, self.options)
+            config |= {name: getattr(method, name) for name in method.options()}
+        return json.loads(json.dumps(config))
 
     def _fit_method(
         self,
@@ -900,6 +917,7 @@ class Student(_Estimator):
             self.meta_["reads_own_position"] = task.method.reads_own
             self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
         self.meta_["teacher"] = outputs.meta.get("teacher") if task.method.needs else None
+        self.meta_["outputs"] = _source(task.method, graph, outputs)["outputs"]
         return self
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -1099,6 +1117,13 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
     if missing:
         raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")
+
+
+def _source(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> dict[str, Any]:
+    """Return what a student is fitted on, as its ``meta_`` has it."""
+    reads = method.needs | method.wants
+    read = outputs.fingerprint(reads) if reads and outputs is not None else None
+    return {"fingerprint": graph.observed().fingerprint(), "setting": graph.setting, "outputs": read}
 
 
 def _check_answer(logits: Tensor, rows: int, graph: Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import is_
 from pathlib import Path
@@ -185,9 +186,11 @@ class TeacherOutputs:
 
     # -- belonging ---------------------------------------------------------------------------------------------
 
-    def fingerprint(self) -> str:
-        """Return a hash of every tensor and of the metric of the codes."""
-        return storage.checksum(self._tensors(), meta=self.code_metric)[:32]
+    def fingerprint(self, fields: Iterable[str] | None = None) -> str:
+        """Return a hash of ids, of the tensors of these fields, by default of all, and of the metric of the codes."""
+        read = None if fields is None else {"node_id", *fields}
+        tensors = {k: v for k, v in self._tensors().items() if read is None or k.partition(".")[0] in read}
+        return storage.checksum(tensors, meta=self.code_metric)[:32]
 
     def check(self, graph: Graph, *, edges: bool = True) -> None:
         """Raise :class:`G2MError` unless these outputs were made on the observed part of ``graph``.

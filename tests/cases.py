@@ -377,6 +377,19 @@ def refuses_missing_outputs(name: str, tmp_path: Path) -> None:
             student(name).fit(graph, replace(outputs_of(graph), **dict.fromkeys(gone)))
 
 
+def reads_what_it_declares(name: str, tmp_path: Path) -> None:
+    """Whose fields are the same is trained the same: a search takes one student for another by that."""
+    graph, cls = blocks(), REGISTRY[name]
+    if not cls.needs:
+        return
+    outputs, declared = outputs_of(graph), cls.needs | cls.wants
+    others = {"hidden", "low_target", "entropy_change", "codebook", "code_input", "transforms"} - declared
+    few = replace(outputs, **dict.fromkeys(others))
+    whole, less = (student(name, dropout=0.3).fit(graph, each) for each in (outputs, few))
+    assert same_bits(weights(whole), weights(less))
+    assert whole.meta_["outputs"] == less.meta_["outputs"] == few.fingerprint(declared)
+
+
 def drawn_options(name: str, seed: int = 0) -> dict[str, Any]:
     """Options from the method's default search space."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -447,6 +460,7 @@ CONTRACT: list[Callable[[str, Path], None]] = [
     refuses_options_out_of_range,
     keeps_its_options,
     refuses_missing_outputs,
+    reads_what_it_declares,
     searches_within_its_options,
     saves_and_loads,
     leaves_its_parameters_behind,

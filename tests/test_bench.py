@@ -284,6 +284,27 @@ def test_finished_cells_are_not_run_again(tmp_path, counted):
     assert sorted(r["key"] for r in read_results(out)) == sorted(r["key"] for r in everything) == sorted(counted)
 
 
+def test_a_search_takes_over_what_other_cells_have_trained(monkeypatch):
+    """Of the eight that auto tries, ff_g2m and glnn are there by then; simmlp alone and hidden alone are not."""
+    options = {"settings": ["inductive"], "seeds": 1}
+    found = grid(methods=["auto", "glnn", "ff_g2m"], **options)
+    assert [cell.experiment.method for cell in found] == ["glnn", "ff_g2m", "auto"]
+    trained, fit_method = [], Student._fit_method
+
+    def counted(self, method, *given, **options):
+        trained.append(method.name)
+        return fit_method(self, method, *given, **options)
+
+    monkeypatch.setattr(Student, "_fit_method", counted)
+    *_, together = run(found)
+    rest = ["auto", "propagated", "krd", "nosmog", "hidden", "simmlp"]
+    assert trained == ["glnn", "ff_g2m", *rest]
+    del trained[:]
+    (alone,) = run(found[-1:])
+    assert sorted(trained) == sorted([*rest, "glnn", "ff_g2m"]), "of another run nothing is left"
+    assert timeless(together) == timeless(alone)
+
+
 def test_a_cell_whose_files_are_gone_is_run_again(tmp_path, counted):
     found = grid(methods=["mlp", "glnn"], settings=["transductive"], seeds=1)
     options = {"out": tmp_path / "r.jsonl", "folders": {cell.key: tmp_path / cell.key for cell in found}}

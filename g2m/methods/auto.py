@@ -41,7 +41,7 @@ class Auto(Method):
     First a blend, equal parts of :data:`BLEND`; then each method alone that the teacher's outputs allow, as long as the
     budget lasts. One alone has to beat the blend on ``val`` by a standard error of its score there: of eight students
     on two hundred nodes, the best is mostly lucky. One that cannot be trained is passed over. ``meta_["trials"]`` lists
-    them, with what went wrong as ``error``.
+    them, with what went wrong as ``error``, and ``taken`` in ``meta_["figures"]`` is the place there of the one kept.
 
     Args:
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
@@ -73,7 +73,7 @@ class Auto(Method):
         }
         total = sum(mixture.values())
         self.figures = {f"weight of {name}": weight / total for name, weight in mixture.items()}
-        self.components = nn.ModuleDict({name: REGISTRY[name](**COMPONENTS[name]) for name in mixture})
+        self.components = nn.ModuleDict({name: _component(name) for name in mixture})
         self.needs = frozenset().union(*(component.needs for component in self.components.values()))
         self.takes_edges = any(component.takes_edges for component in self.components.values())
 
@@ -87,7 +87,7 @@ class Auto(Method):
         alone = [name for name in known if [name] != blend]
         reading = TARGETS if self.neighbours and graph.observed().num_edges else ()
         candidates = alike(reading)
-        candidates += [Auto(mixture=dict.fromkeys(blend, 1.0)), *(Auto(mixture={name: 1.0}) for name in alone)]
+        candidates += [Auto(mixture=dict.fromkeys(blend, 1.0)), *map(_component, alone)]
         scores = []
         for candidate in candidates[: self.budget]:
             scores.append((yield candidate))
@@ -132,9 +132,13 @@ class Auto(Method):
         return parts
 
 
+def _component(name: str) -> Method:
+    return REGISTRY[name](**COMPONENTS[name])
+
+
 def _possible(name: str, model: MLP, graph: Graph, outputs: TeacherOutputs) -> bool:
     """Whether teacher, student and graph have what a method takes."""
-    component = REGISTRY[name](**COMPONENTS[name])
+    component = _component(name)
     if any(getattr(outputs, need, None) is None for need in component.needs):
         return False
     if component.takes_edges and not graph.observed().num_edges:

@@ -1,5 +1,6 @@
 """Auto: a mixture against the methods it is made of, and the search for one."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -190,7 +191,8 @@ def test_a_mixture_is_saved_and_loaded(tmp_path):
 
 
 def tried(trained: Student) -> list[dict]:
-    return [trial["mixture"] for trial in trained.meta_["trials"]]
+    """What was tried, a method alone as a mixture of one."""
+    return [trial.get("mixture", {trial["method"]: 1.0}) for trial in trained.meta_["trials"]]
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 8, 9, 30])
@@ -199,16 +201,17 @@ def test_the_blend_comes_first_and_then_each_method_alone(budget):
     expected = [dict.fromkeys(sorted(BLEND), 1.0), *({name: 1.0} for name in COMPONENTS)]
     assert tried(trained) == expected[:budget]
     for trial in trained.meta_["trials"]:
-        assert trial.keys() == {"method", "mixture", "budget", "neighbours", "val"}
-        assert trial["method"] == "auto"
+        options = REGISTRY[trial["method"]](**COMPONENTS.get(trial["method"], {})).options()
+        assert trial.keys() == {"method", *options, "val"}
+        assert COMPONENTS.get(trial["method"], {}).items() <= trial.items()
 
 
 @pytest.mark.parametrize("budget", [1, 3, 5])
 def test_students_that_read_of_neighbours_are_tried_before_the_blend(budget):
     trials = fitted("auto", blocks(), budget=budget, neighbours=True, max_epochs=1).meta_["trials"]
-    assert [trial["method"] for trial in trials] == ["onehop", "onehop", "onehop", "auto", "auto"][:budget]
+    assert [trial["method"] for trial in trials] == ["onehop", "onehop", "onehop", "auto", "propagated"][:budget]
     assert [(trial["lam"], trial["propagations"]) for trial in trials[:3]] == [(0, 10), (0, 0), (1, 10)][:budget]
-    assert [sorted(trial["mixture"]) for trial in trials[3:]] == [sorted(BLEND), ["propagated"]][: max(budget - 3, 0)]
+    assert [trial.get("mixture") for trial in trials[3:]] == [dict.fromkeys(BLEND, 1.0), None][: max(budget - 3, 0)]
 
 
 def test_a_student_that_reads_of_neighbours_may_be_the_best(tmp_path):
@@ -223,7 +226,7 @@ def test_a_student_that_reads_of_neighbours_may_be_the_best(tmp_path):
 
 def test_without_edges_there_are_no_neighbours_to_read_of():
     trained = fitted("auto", blocks(edges=False), budget=3, neighbours=True, max_epochs=1)
-    assert {trial["method"] for trial in trained.meta_["trials"]} == {"auto"}
+    assert [trial["method"] for trial in trained.meta_["trials"]] == ["auto", "glnn", "nosmog"]
 
 
 def settled(scores: list[float], nodes: int = 400) -> int:
@@ -271,14 +274,16 @@ def test_the_student_is_the_one_that_the_search_settles_on():
     trained = fitted("auto", graph, budget=9, **options)
     scores = [trial["val"] for trial in trained.meta_["trials"]]
     assert len(set(scores)) > 1
-    alone = [fitted("auto", graph, mixture=mixture, **options) for mixture in tried(trained)]
+    blend, *rest = trained.meta_["trials"]
+    alone = [fitted("auto", graph, mixture=blend["mixture"], **options)]
+    alone += [fitted(trial["method"], graph, **COMPONENTS[trial["method"]], **options) for trial in rest]
     assert [other.history_.best_score for other in alone] == scores
     best = scores.index(max(scores))
     won = best if max(scores) > scores[0] + (scores[0] * (1 - scores[0]) / 15) ** 0.5 else 0
     assert same_bits(weights(trained), weights(alone[won]))
     assert trained.history_.epochs == alone[won].history_.epochs
     assert trained.history_.best_score == trained.meta_["val"] == trained.score(graph, "val") == scores[won]
-    assert trained.meta_["figures"] == alone[won].meta_["figures"]
+    assert trained.meta_["figures"] == {**alone[won].meta_["figures"], "taken": won}
     assert (trained.method, trained.params()["budget"]) == ("auto", 9)
 
 
@@ -329,9 +334,9 @@ def test_a_method_that_cannot_be_trained_is_passed_over():
     trained = student("auto", budget=30).fit(graph, of_one_code(graph))
     whole = fitted("auto", graph, budget=30)
     (failed,) = [trial for trial in trained.meta_["trials"] if "error" in trial]
-    assert (failed["mixture"], failed["val"]) == ({"vqgraph": 1.0}, None)
+    assert (failed["method"], failed["val"]) == ("vqgraph", None)
     assert failed["error"].startswith("outputs: all nodes have the same of 5 codes")
-    kept = [trial for trial in whole.meta_["trials"] if trial["mixture"] != {"vqgraph": 1.0}]
+    kept = [trial for trial in whole.meta_["trials"] if trial["method"] != "vqgraph"]
     assert [trial for trial in trained.meta_["trials"] if trial != failed] == kept
     assert trained.meta_["seconds"] > 0
 
@@ -350,8 +355,8 @@ def test_where_the_first_cannot_be_trained_the_next_takes_its_place(what, monkey
         return
     trained = fitted("auto", graph, budget=30)
     assert trained.history_.best_score == trained.score(graph, "val") > 0
-    for trial in trained.meta_["trials"]:
-        assert (trial["val"] is None) == ("error" in trial) == bool(set(trial["mixture"]) & set(what))
+    for trial, mixture in zip(trained.meta_["trials"], tried(trained), strict=True):
+        assert (trial["val"] is None) == ("error" in trial) == bool(set(mixture) & set(what))
 
 
 def test_a_student_of_one_layer_is_found_among_the_methods_that_read_no_hidden_state():
@@ -369,6 +374,67 @@ def test_a_search_neither_reads_nor_moves_the_callers_random_stream():
         results.append(weights(fitted("auto", graph, budget=3, **OPTIONS)))
         assert torch.equal(torch.get_rng_state(), before)
     assert same_bits(*results)
+
+
+# -- students that are there already -------------------------------------------------------------------------------
+
+
+def without_seconds(trained: Student) -> dict:
+    return {key: value for key, value in trained.meta_.items() if key != "seconds"}
+
+
+def with_what_is_there(graph, there: list[Student], *, outputs=None, **options) -> tuple[Student, int]:
+    """A search of four, and how many it trains."""
+    begun = []
+
+    def on_epoch(record):
+        begun.extend([record] if record["epoch"] == 0 else [])
+
+    searcher = student("auto", budget=4, **OPTIONS | options)
+    searcher.fit(graph, outputs or outputs_of(graph), trained=there, on_epoch=on_epoch)
+    return searcher, len(begun)
+
+
+@pytest.mark.parametrize("names", [["propagated"], ["krd", "glnn", "ff_g2m"], ["ff_g2m", "krd", "propagated"]], ids=str)
+def test_a_search_does_not_train_again_what_is_there(names, tmp_path):
+    """It tries propagated, ff_g2m and krd after the blend."""
+    graph = blocks(unseen=True)
+    there = [fitted(name, graph, **OPTIONS) for name in names]
+    before = copy.deepcopy([one.meta_ for one in there])
+    whole, all_four = with_what_is_there(graph, [])
+    less, trained = with_what_is_there(graph, there)
+    assert (all_four, trained) == (4, 4 - len({*names} - {"glnn"}))
+    assert same_bits(weights(whole), weights(less))
+    assert without_seconds(whole) == without_seconds(less)
+    assert [one.meta_ for one in there] == before
+    assert less.meta_["seconds"] >= sum(one.meta_["seconds"] for one in there if one.method != "glnn") - 0.01
+    loaded = [Student.load(one.save(tmp_path / f"{one.method}.safetensors")) for one in there]
+    assert with_what_is_there(graph, loaded)[1] == trained
+
+
+def test_a_student_of_outputs_that_differ_in_what_it_does_not_read_is_the_same():
+    graph = blocks()
+    there = student("propagated", **OPTIONS).fit(graph, replace(outputs_of(graph), hidden=None, entropy_change=None))
+    assert with_what_is_there(graph, [there])[1] == 3
+
+
+@pytest.mark.parametrize("what", ["option", "method's option", "seed", "graph", "setting", "outputs", "indicators"])
+def test_a_student_of_anything_else_is_not_taken_for_one(what):
+    graph, outputs, options = blocks(), outputs_of(blocks()), dict(OPTIONS)
+    if what == "graph":
+        graph = replace(graph, x=graph.x + 1)
+        outputs = replace(outputs, meta={**outputs.meta, "fingerprint": graph.fingerprint()})
+    options |= {"option": {"lr": 0.02}, "method's option": {"alpha": 0.2}, "seed": {"seed": 1}}.get(what, {})
+    there = student("propagated", **options).fit(graph, outputs)
+    other = blocks()
+    if what == "setting":
+        there.meta_["setting"] = "inductive"
+    if what == "indicators":
+        searcher = student("auto", budget=2, **OPTIONS).fit(other, outputs, trained=[there], indicators=True)
+        assert "distance_gap" in searcher.history_.epochs[0]
+        return
+    given = outputs_of(other, seed=int(what == "outputs"))
+    assert with_what_is_there(other, [there], outputs=given)[1] == 4
 
 
 # -- a search that is stopped --------------------------------------------------------------------------------------
@@ -398,10 +464,6 @@ def searched(graph, *, stop: tuple[int, int] | None = None, seed: int = 0, **kep
     return searcher, epochs
 
 
-def without_times(trained: Student) -> dict:
-    return {key: value for key, value in trained.meta_.items() if key != "seconds"}
-
-
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["with checkpoints", "between checkpoints"])
 @pytest.mark.parametrize("stop", [(0, 1), (2, 0), (3, 2)], ids=str)
 def test_a_stopped_search_goes_on_and_trains_nothing_again(stop, seconds, tmp_path):
@@ -417,7 +479,7 @@ def test_a_stopped_search_goes_on_and_trains_nothing_again(stop, seconds, tmp_pa
     assert rest == [e for e in [started, *[[0, 1, 2]] * (3 - candidate)] if e]
     assert same_bits(weights(again), weights(whole))
     assert again.history_.epochs == whole.history_.epochs
-    assert without_times(again) == without_times(whole)
+    assert without_seconds(again) == without_seconds(whole)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
@@ -436,7 +498,7 @@ def test_what_another_search_left_is_not_taken_over(what, tmp_path):
         (trained, epochs), (reference, _) = (searched(other, seed=seed, **options) for options in (kept, {}))
         assert len(epochs) == 4
     assert same_bits(weights(trained), weights(reference))
-    assert without_times(trained) == without_times(reference)
+    assert without_seconds(trained) == without_seconds(reference)
     assert not list(tmp_path.iterdir())
 
 
@@ -458,7 +520,7 @@ def test_one_that_cannot_be_trained_fails_again_in_a_search_that_goes_on(tmp_pat
     (tmp_path / "c.4").write_bytes((tmp_path / "c.0").read_bytes())  # of another search
     again = student("auto", **options).fit(graph, outputs, **kept)
     assert [("error" in trial) for trial in again.meta_["trials"]] == [False] * 4 + [True]
-    assert without_times(again) == without_times(whole)
+    assert without_seconds(again) == without_seconds(whole)
     assert same_bits(weights(again), weights(whole))
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 

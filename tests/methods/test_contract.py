@@ -90,6 +90,10 @@ WRONG = {
     "survives_no_edges": (ZeroDivisionError, prepare(lambda g, o: o.log_soft_labels() * (1 / g.num_edges))),
     "refuses_options_out_of_range": (Failed, {"__init__": lenient}),
     "keeps_its_options": (AttributeError, {"__init__": lenient}),
+    "reads_what_it_declares": (
+        AssertionError,
+        prepare(lambda g, o: (o.logits if o.hidden is None else o.hidden[:, :3]).log_softmax(-1)),
+    ),
     "searches_within_its_options": (AssertionError, {"space": classmethod(no_such_option)}),
     "leaves_the_teacher_as_it_was": (AssertionError, prepare(lambda g, o: o.logits.mul_(2).log_softmax(-1))),
     "runs_the_reference_schedule": (G2MError, parts(soft=soft)),
