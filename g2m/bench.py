@@ -175,9 +175,15 @@ def run_cell(
         progress: show bars.
     """
     begun = _Begun(cell, root=root, cache=cache, all_outputs=folder is not None, progress=progress)
-    checkpoint = Path(folder) / "student.checkpoint" if folder is not None else None
-    known = _students(begun.graph)
-    begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, trained=known, progress=progress)
+    known, there, checkpoint = _students(begun.graph), [], None
+    if folder is not None:
+        file, checkpoint = Path(folder) / "student.safetensors", Path(folder) / "student.checkpoint"
+        if distributed.alike(file.is_file, file):  # trained before, and stopped on the way to its record
+            there = [Student.load(file)]
+    trained = there if cell.stacks else [*there, *known]  # what does not search was asked for
+    begun.student.fit(begun.graph, begun.outputs, checkpoint=checkpoint, trained=trained, progress=progress)
+    if folder is not None:
+        distributed.from_first(lambda: str(begun.student.save(file)))
     if cell.stacks and begun.student.position_ is None:
         known.append(begun.student)
     return distributed.from_first(lambda: begun.end(folder))
@@ -289,9 +295,7 @@ class _Begun:
         self.outputs = self.lesson.outputs(all_outputs or "entropy_change" in method.needs | method.wants)
 
     def end(self, folder: str | Path | None = None) -> Record:
-        """Return the record, now that the student is trained; keep it, its teacher and the outputs in ``folder``."""
-        if folder is not None:
-            self.student.save(Path(folder) / "student.safetensors")
+        """Return the record, now that the student is trained; keep its teacher and the outputs in ``folder``."""
         if self.lesson is not None:
             if folder is not None:
                 self.lesson.teacher.save(Path(folder) / "teacher.safetensors")

@@ -484,7 +484,7 @@ def sweep(
 
         def changed(study: optuna.Study) -> None:
             known = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.values]
-            best = max((t.values[0] for t in known), default=float("nan"))
+            best = max((t.values[0] for t in known if t.state.name == "COMPLETE"), default=float("nan"))
             progress.update(task, completed=len(known), description=f"trials, best on validation {best:.4f}")
 
         study = search.run(

@@ -16,6 +16,10 @@ class FileError(G2MError):
     """A file that is missing, or not what it should be."""
 
 
+class OutOfMemoryError(G2MError):
+    """What is asked for does not fit into a GPU's memory."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
     match = get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)

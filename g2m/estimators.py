@@ -257,6 +257,8 @@ class Teacher(_Estimator):
         self.members, self.tokenizer, self.options = check_whole("members", members), tokenizer, options
         self.partitions, self.batch_size = check_whole("partitions", partitions), check_whole("batch_size", batch_size)
         self.fan_out = None if fan_out is None else [check_whole("fan_out", most) for most in fan_out]
+        if self.fan_out is None and self._changed("batch_size"):
+            raise G2MError(f"batch_size: of steps that fan_out samples (got {batch_size} without). Give both or none.")
         if self.fan_out is not None and (
             partitions > 1 or tokenizer in ("inside", "reference") or not isinstance(model, str)
         ):
@@ -687,8 +689,8 @@ class Student(_Estimator):
             indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student
                 has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs`` and edges. Default
                 False.
-            trained: fitted students. A method that tries several takes over what it would train again: one of the same
-                options, graph, and outputs in what its method reads of them. Default none.
+            trained: fitted students. One of the same options, graph, and outputs in what its method reads of them is
+                taken over, not trained again, and so is each of those that a search would train. Default none.
             progress: show a bar.
             on_epoch: called with each epoch's record.
 
@@ -703,8 +705,13 @@ class Student(_Estimator):
         options = {"checkpoint_seconds": checkpoint_seconds, "indicators": indicators, "on_epoch": on_epoch}
         options |= {"checkpoint": checkpoint, "progress": progress}
         method, search = self._begin(graph, outputs)
+        source, trained = _source(method, graph, outputs), tuple(trained)
+        if any(self._take_over(other, source, indicators) for other in trained):
+            return self
         if search is not None:
-            return self._fit_best(search, graph, outputs, trained=() if indicators else tuple(trained), **options)
+            self._fit_best(search, graph, outputs, trained=trained, **options)
+            self.meta_["outputs"] = source["outputs"]
+            return self
         return self._fit_method(method, graph, outputs, **options)
 
     def _begin(
@@ -728,7 +735,7 @@ class Student(_Estimator):
         checkpoint: str | Path | None,
         on_epoch: OnEpoch | None,
         **options: Any,
-    ) -> Student:
+    ) -> None:
         """Train a student by every method the search asks for, and become the one that it settles on.
 
         One that cannot be trained does not end the search; ``on_epoch`` may.
@@ -781,7 +788,6 @@ class Student(_Estimator):
             for ending in ("", ".checkpoint"):  # the second is of one that failed
                 path = Path(f"{checkpoint}.{number}{ending}")
                 distributed.from_first(lambda path=path: path.unlink(missing_ok=True))
-        return self
 
     def _fit_once(
         self,
@@ -789,26 +795,33 @@ class Student(_Estimator):
         outputs: TeacherOutputs | None,
         kept: Path | None,
         trained: Sequence[Student],
+        *,
+        indicators: bool,
         **options: Any,
     ) -> None:
         """Fit, or take over a student that was fitted on the same: one of those trained, or that of the file."""
         method, _ = self._begin(graph, outputs)
-        source = _source(method, graph, outputs)
-        if any(self._take_over(other, source) for other in trained):
+        source, options = _source(method, graph, outputs), options | {"indicators": indicators}
+        if any(self._take_over(other, source, indicators) for other in trained):
             return
         if kept is None:
             self._fit_method(method, graph, outputs, checkpoint=None, **options)
             return
-        if distributed.alike(lambda: kept.exists() and self._take_over(Student.load(kept), source), kept):
+        if distributed.alike(lambda: kept.exists() and self._take_over(Student.load(kept), source, indicators), kept):
             return
         checkpoint = Path(f"{kept}.checkpoint")
         self._fit_method(method, graph, outputs, checkpoint=checkpoint, keep_checkpoint=True, **options)
         distributed.from_first(lambda: [str(self.save(kept)), checkpoint.unlink(missing_ok=True)])
 
-    def _take_over(self, other: Student, source: Mapping[str, Any]) -> bool:
-        if any(other.meta_[key] != value for key, value in source.items()) or other._recipe() != self._recipe():
+    def _take_over(self, other: Student, source: Mapping[str, Any], indicators: bool) -> bool:
+        """Become a copy of another student if it was trained as this one is to be; return whether it was."""
+        other._check_fitted()
+        lacking = indicators and not set(frequency.Indicators._fields) <= other.history_.epochs[0].keys()
+        if lacking or any(other.meta_.get(key) != value for key, value in source.items()):
             return False
-        self._take(other)
+        if other._recipe() != self._recipe():
+            return False
+        self._take(copy.deepcopy(other))
         return True
 
     def _recipe(self) -> dict[str, Any]:
@@ -834,6 +847,7 @@ class Student(_Estimator):
     ) -> Student:
         task = self._prepare(method, graph, outputs, indicators=indicators)
         identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint()}
+        identity |= {"indicators": True} if indicators else {}  # of every epoch, or of none
         if checkpoint is not None and outputs is not None:
             identity["outputs"] = outputs.fingerprint()
         history = fit(
@@ -1120,10 +1134,11 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
 
 
 def _source(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> dict[str, Any]:
-    """Return what a student is fitted on, as its ``meta_`` has it."""
+    """Return what a student is fitted on and by, as its ``meta_`` has it."""
     reads = method.needs | method.wants
     read = outputs.fingerprint(reads) if reads and outputs is not None else None
-    return {"fingerprint": graph.observed().fingerprint(), "setting": graph.setting, "outputs": read}
+    found = {"fingerprint": graph.observed().fingerprint(), "setting": graph.setting, "outputs": read}
+    return found | {"versions": versions()}
 
 
 def _check_answer(logits: Tensor, rows: int, graph: Graph) -> None:

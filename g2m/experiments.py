@@ -156,6 +156,12 @@ class Experiment(ExperimentFile):
         elif needs:
             raise G2MError(f"teacher: method {self.method!r} learns from one. Name it: {', '.join(BACKBONES)}.")
         check_space(self.space)
+        for key in self.space:
+            group, _ = _place(key)
+            if group in REGISTRY and group != self.method:
+                raise G2MError(f"space: {key!r} is an option of {group!r} (got method {self.method!r}). Leave it out.")
+            if group == "teacher" and self.teacher is None:
+                raise G2MError(f"space: {key!r} is a teacher's (method {self.method!r} has none). Leave it out.")
 
     def changed(self, options: Mapping[str, Any]) -> Experiment:
         """Return the experiment with options set; what is set is no longer searched.
@@ -163,14 +169,9 @@ class Experiment(ExperimentFile):
         ``teacher.lr`` goes to the teacher, ``data.num_nodes`` to the data, ``dropout`` to the student, and ``glnn.tau``
         to the student if its method is that one.
         """
-        groups: dict[str, dict[str, Any]] = {name: {} for name in ("data", "teacher", "student", *REGISTRY)}
-
-        def place(key: str) -> tuple[str, str]:
-            group, dot, name = key.rpartition(".")
-            return choose("-o: the part before the dot", group, groups) if dot else "student", name
-
+        groups: dict[str, dict[str, Any]] = {name: {} for name in (*_GROUPS, *REGISTRY)}
         for key, value in options.items():
-            group, name = place(key)
+            group, name = _place(key)
             groups[group][name] = value
         of_student = groups["student"] | groups[self.method]
         groups |= {"student": of_student, self.method: of_student}
@@ -179,7 +180,7 @@ class Experiment(ExperimentFile):
             data_options=self.data_options | groups["data"],
             teacher_options=self.teacher_options | (groups["teacher"] if self.teacher is not None else {}),
             student_options=self.student_options | of_student,
-            space={key: spec for key, spec in self.space.items() if place(key)[1] not in groups[place(key)[0]]},
+            space={key: spec for key, spec in self.space.items() if _place(key)[1] not in groups[_place(key)[0]]},
         )
 
     def searched(self, *, sizes: bool = False) -> Experiment:
@@ -206,6 +207,15 @@ class Experiment(ExperimentFile):
 
     def study_name(self, setting: str) -> str:
         return "-".join(filter(None, (self.data, self.teacher, self.method, setting)))
+
+
+_GROUPS = ("data", "teacher", "student")
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Return whose option a key is, and the option's name."""
+    group, dot, name = key.rpartition(".")
+    return choose("-o: the part before the dot", group, (*_GROUPS, *REGISTRY)) if dot else "student", name
 
 
 _OF_A_STUDENT = {
@@ -327,9 +337,7 @@ def alike(data: str, method: str, teacher: str | None = None) -> Experiment:
     the method's own options are those of its shipped experiment, if it has one.
     """
     key = _key(data, method, teacher)
-    cls = REGISTRY.get(method)
-    if cls is None:
-        return Experiment(*key)
+    cls = REGISTRY[choose("method", method, REGISTRY)]
     like = shipped().get((data, "glnn" if cls.needs else "mlp", key[2])) or Experiment(*key)
     of_student = {name: like.student_options[name] for name in like.student_options if name in _OF_ANY_STUDENT}
     own = shipped().get(key)
@@ -344,14 +352,20 @@ def alike(data: str, method: str, teacher: str | None = None) -> Experiment:
 
 
 def nearest(config: Mapping[str, Any]) -> Experiment:
-    """Return that of :func:`find` and :func:`alike` from which a configuration differs in fewer options."""
-    key = (config["data"], config["method"], config["teacher"])
+    """Return that of :func:`find` and :func:`alike` from which a configuration differs in fewer options.
+
+    Of a method that is not known here, the plain method's; nothing is published for it.
+    """
+    known = config["method"] in REGISTRY
+    plain = "mlp" if config["teacher"] is None else "glnn"
+    key = (config["data"], config["method"] if known else plain, config["teacher"])
 
     def differences(experiment: Experiment) -> int:
         tables = [(getattr(experiment, name), config[name]) for name in _TABLES]
         return sum(a.get(option) != b.get(option) for a, b in tables for option in a | b)
 
-    return min((find(*key), alike(*key)), key=differences)
+    found = min((find(*key), alike(*key)), key=differences)
+    return found if known else replace(found, paper={})
 
 
 def _key(data: str, method: str, teacher: str | None) -> tuple[str, str, str | None]:

@@ -211,8 +211,9 @@ def export(
             part: metrics.score(graph.metric, logits, y) for part, (logits, y) in answers.items()
         }
     data = written(meta)
+    write_bytes(path, data)
     write_text(card, model_card(meta, path.name, len(data)))
-    return write_bytes(path, data)
+    return path
 
 
 def _suffix(path: Path) -> str:

@@ -27,7 +27,8 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
 
     Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
     another: sorting the arcs, a step of training, an answer for all nodes. It is an estimate, within a third of what
-    was measured (docs/scale.md); tokenizers are not counted, nor features that stay in their file.
+    was measured (docs/scale.md); tokenizers are not counted, nor features that stay in their file. Of a module of your
+    own the graph and an answer are all that is known.
 
     Args:
         teacher: not fitted yet.
@@ -51,6 +52,8 @@ def _estimate(teacher: Teacher, graph: Graph, partitions: int | None) -> tuple[d
         rows = inside = min(nodes, reached)
     widths = [teacher.hidden_channels] * (teacher.num_layers - 1)
     whole = 1 if graph.setting == "transductive" else 2  # the observed part is a copy
+    if not isinstance(teacher.model, str):
+        return {"graph": whole * _held(graph)}, {"an answer for all nodes": 4 * nodes * classes}
     found = {
         "graph": whole * _held(graph),
         "adjacencies": 8 * arcs * (2 if partitions == 1 else 3) + 12 * arcs // partitions,
@@ -75,7 +78,7 @@ def _missing(teacher: Teacher, graph: Graph, device: torch.device, partitions: i
     if device.type == "cuda":  # of the graph it gets features alone, for validation and steps; the host sorts arcs
         steps = graph.x.nbytes // (partitions or teacher.partitions) if teacher.fan_out is None else 0
         found["graph"] = graph.x.nbytes + steps
-        del last["sorting the arcs"]
+        last.pop("sorting the arcs", None)
     else:
         found["graph"] = 0 if graph.observed_is_made else _held(graph)
     return sum(found.values()) + max(last.values())

@@ -31,6 +31,8 @@ def rocauc(logits: Tensor, y: Tensor) -> float:
     from sklearn.metrics import roc_auc_score  # slow to import, rarely needed
 
     if y.dim() == 1:
+        if logits.size(1) != 2:
+            raise G2MError(f"metric: 'rocauc' needs two classes (got {logits.size(1)}). Use metric='accuracy'.")
         logits, y = (logits[:, 1] - logits[:, 0])[:, None], y[:, None]
     y, logits = _per_task(logits, y).cpu().numpy(), logits.double().cpu().numpy()
     areas = []

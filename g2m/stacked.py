@@ -20,7 +20,7 @@ from g2m.methods import make_method
 from g2m.models import Output, Part, relu_dropout_of
 from g2m.outputs import TeacherOutputs
 from g2m.sparse import CSR
-from g2m.train import Run, resolve_device, train_epoch
+from g2m.train import Run, memory_of_the_gpu, resolve_device, train_epoch
 
 #: How many members are trained at once unless told otherwise: on CPU, what its cache holds of their weights, gradients
 #: and moments; on GPU, what keeps it busy.
@@ -121,7 +121,8 @@ def fit_stacked(
                     members[run] = i, task, stack
             stacks = {columns: stack for columns, stack in stacks.items() if stack.runs}
             for stack in stacks.values():
-                stack.train_epoch()
+                with memory_of_the_gpu():
+                    stack.train_epoch()
             for run in [*members]:
                 i, task, stack = members[run]
                 dropped = run.error is None and on_epoch is not None and on_epoch(i, run.history.epochs[-1])

@@ -25,7 +25,7 @@ def checksum(tensors: Mapping[str, Tensor], kind: str = "", meta: str = "") -> s
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(f"|{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -42,6 +42,7 @@ _BEAT_SECONDS = 30.0
 GRACE_SECONDS = 900.0
 _LOST = "was lost; the same command goes on from here"
 _RESTARTS = 3  # of killed workers, a run
+_LOSSES = 3  # of a trial, killed with its process: its options are what kills, perhaps
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -79,6 +80,22 @@ class _PerTrial(optuna.samplers.BaseSampler):
         self._tpe.after_trial(study, trial, state, values)
 
 
+class _MedianOfSeed(optuna.pruners.BasePruner):
+    """Optuna's median rule, seed by seed: its own would set the best of the easier splits against the harder ones."""
+
+    def __init__(self, *, startup_trials: int, warmup_epochs: int) -> None:
+        self.startup_trials, self.warmup_epochs = startup_trials, warmup_epochs
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        step = trial.last_step
+        if step is None or step % _SPAN < self.warmup_epochs:
+            return False
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [other.intermediate_values[step] for other in finished if step in other.intermediate_values]
+        enough = len(finished) >= self.startup_trials and others
+        return bool(enough) and trial.intermediate_values[step] < statistics.median(others)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A search for the options of an experiment that do best on validation. Test labels never reach a trial.
@@ -89,8 +106,8 @@ class Sweep:
         seeds: a trial trains a student for each of the seeds 0 … seeds-1, and scores their mean; default 1.
         also: a second objective, to be small: ``"parameters"``, ``"bytes"`` or ``"latency"`` (milliseconds for one
             node) of the student; the answer is then a front. Default ``None``.
-        prune: stop trials that are below the median of the earlier ones at the same epoch; default True. With ``also``
-            there is no pruning.
+        prune: stop trials that are below the median of the earlier ones at the same epoch of the same seed, once ten
+            are finished and from epoch 20 on; default True. With ``also`` there is no pruning.
         seed: of what is drawn; default 0.
 
     Raises:
@@ -144,7 +161,7 @@ class Sweep:
         """
         name = name or self.name
         directions = ["maximize"] if self.also is None else ["maximize", "minimize"]
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=10, n_warmup_steps=2 * _REPORT_EVERY)
+        pruner = _MedianOfSeed(startup_trials=10, warmup_epochs=2 * _REPORT_EVERY)
         pruner = pruner if self.prune and self.also is None else optuna.pruners.NopPruner()
         with _driver_errors(storage, "cannot be opened"):
             try:
@@ -172,15 +189,13 @@ class Sweep:
 
     def left(self, study: optuna.Study, trials: int) -> int:
         """Return how many of ``trials`` are neither done nor being run by anyone."""
-        found = study.get_trials(deepcopy=False)
-        taken = sum(t.state in (*_DONE, TrialState.RUNNING) or "error" in t.user_attrs for t in found)
-        return max(0, trials - taken)
+        return max(0, trials - _count(study, *_DONE, TrialState.RUNNING))
 
     def release(self, study: optuna.Study) -> None:
-        """End trials whose process is gone; their options are tried again, first of all."""
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        """End trials whose process is gone; their options are tried again, first of all, unless lost three times."""
+        for trial in _running(study):
             if _is_dead(trial):
-                _give_back(study, trial)
+                _give_back(study, trial, lost=True)
 
     def _trials(self, **options: Any) -> Any:
         return self.experiment.trials(self.setting, **options)
@@ -295,7 +310,7 @@ class Sweep:
         Args:
             storage: a journal file or an URL, see :meth:`study`.
             trials: of the study as a whole, finished and pruned; default 100. Several processes may end up with as many
-                more as there are processes.
+                more as there are processes. Those that others run are waited for.
             workers: processes, one for each GPU in turn where there are some, else threads are divided among them;
                 default 1: this process.
             stack: trials asked for and trained at once, see :func:`g2m.fit_stacked`; default 1.
@@ -322,8 +337,10 @@ class Sweep:
                 while any("worker" not in trial.user_attrs for trial in _running(study)):  # killed as it was asked for
                     time.sleep(0.5)
                     self.release(study)
-                if not self.left(study, trials) or (until is not None and time.time() > until):
+                if _count(study, *_DONE) >= trials or (until is not None and time.time() > until):
                     return study
+                if not self.left(study, trials):  # others run the last ones: the best may be among them, or be lost
+                    time.sleep(0.5)
 
     def _run_workers(
         self,
@@ -490,15 +507,20 @@ def _tell(study: optuna.Study, trial: Trial, **outcome: Any) -> None:
             raise
 
 
-def _give_back(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
-    """End a running trial and have its options tried again; of several who do so at once, one does."""
+def _give_back(study: optuna.Study, trial: Trial | FrozenTrial, *, lost: bool = False) -> None:
+    """End a running trial and have its options tried again; of several who do so at once, one does.
+
+    Lost with its process, it counts against its options: perhaps their size is what kills.
+    """
     try:
         study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):  # it has ended
         return
     ended = study.get_trials(deepcopy=False)[trial.number]
-    if params := ended.system_attrs.get("fixed_params", {}) | ended.params:  # or one that was to be tried again itself
-        study.enqueue_trial(params, user_attrs={"again": trial.number})
+    losses = ended.user_attrs.get("lost", 0) + lost
+    params = ended.system_attrs.get("fixed_params", {}) | ended.params  # or one that was to be tried again itself
+    if params and losses < _LOSSES:
+        study.enqueue_trial(params, user_attrs={"again": trial.number} | ({"lost": losses} if losses else {}))
 
 
 def _note(trial: Trial, name: str, value: Any) -> None:
@@ -508,6 +530,11 @@ def _note(trial: Trial, name: str, value: Any) -> None:
 
 def _running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def _count(study: optuna.Study, *states: TrialState) -> int:
+    """Return how many trials are in one of these states, or failed by their options."""
+    return sum(t.state in states or "error" in t.user_attrs for t in study.get_trials(deepcopy=False))
 
 
 def _refuse_if_all_fail(study: optuna.Study, error: G2MError, most: int = 5) -> None:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from g2m import distributed, storage
 from g2m.batches import Batch
-from g2m.errors import FileError, G2MError, check_range, check_whole
+from g2m.errors import FileError, G2MError, OutOfMemoryError, check_range, check_whole
 from g2m.models import Output, rows_shared
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
@@ -166,7 +166,8 @@ def fit(
         bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         with bar:
             while not run.finished:
-                train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
+                with memory_of_the_gpu():
+                    train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
                 if run.error is not None:
                     raise run.error
                 if first and checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
@@ -403,6 +404,18 @@ def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[
     seconds = (time.perf_counter() - started) / len(runs)
     for run in runs:
         run.history.seconds += seconds
+
+
+@contextmanager
+def memory_of_the_gpu() -> Iterator[None]:
+    """Inside, running out of a GPU's memory is a mistake that one can mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"device: the GPU's memory does not hold this training ({str(error).partition('. ')[0]}). Take a smaller "
+            "batch_size or hidden_channels, a teacher on partitions, fewer students at once, or device='cpu'."
+        ) from error
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from g2m.bench import cache_folder
 from g2m.data import load
-from g2m.errors import G2MError
+from g2m.errors import G2MError, OutOfMemoryError
 from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment
 from g2m.graph import Graph
@@ -140,7 +140,10 @@ def _fit(
 ) -> dict[int, G2MError]:
     """Fit students, and return by place the mistakes of those that failed."""
     if len(students) > 1:
-        return fit_stacked(students, graphs, outputs, on_epoch=on_epoch)
+        try:
+            return fit_stacked(students, graphs, outputs, on_epoch=on_epoch)
+        except OutOfMemoryError as error:
+            return dict.fromkeys(range(len(students)), error)
     try:
         end_early(students[0].fit, graphs[0], outputs[0], report=lambda record: on_epoch(0, record))
     except G2MError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import warnings
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def usage(given: argparse.Namespace) -> None:
             print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
             if given.out:
                 append_result(given.out, row)
+    if not lines:
+        sys.exit(f"error: --places: nothing was trained on {given.data[0]}, its plot is of that. Leave --places out.")
     shortest = min(len(run) for runs in lines.values() for run in runs)
     panel = {name: [run[:shortest] for run in runs] for name, runs in lines.items()}
     title = f"{given.data[0]}: share of the codes in use, %"

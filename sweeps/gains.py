@@ -59,7 +59,8 @@ def gains(
         named[name] += 1
         if named[name] > 1:
             raise G2MError(f"-o: expected options where there are several (got none for {name}). Say which.")
-        found.append({"of": name, "codes": codes, "seeds": len(row["by_seed"]), **differences})
+        seeds = {len(of) for of in differences.values()}
+        found.append({"of": name, "codes": codes, "seeds": "–".join(map(str, sorted(seeds))), **differences})
     for codes in dict.fromkeys(row["codes"] for row in found):
         alike = [row for row in found if row["codes"] == codes]
         name = f"mean of {len(alike)}" + (f", codes {codes}" if codes else "")
@@ -70,7 +71,7 @@ def gains(
         {
             "table": f"{method} against others, {setting}, {part} nodes: points of accuracy, ± standard error",
             "student": row["of"],
-            "seeds": str(row.get("seeds", "–")),
+            "seeds": row.get("seeds", "–"),
             **{key: _shown(row[key]) for key in COLUMNS if key in row},
         }
         for row in found

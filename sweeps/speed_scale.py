@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shlex
 import subprocess
@@ -78,13 +79,16 @@ def whole(command: str) -> dict[str, str]:
         results = Path(folder) / "results.jsonl"
         words = [*shlex.split(command), "--out", str(results), "--cache", f"{folder}/cache", "--json"]
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "g2m", *words], check=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-m", "g2m", *words], stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
         minutes = (time.perf_counter() - start) / 60
         records = read_results(results)
     trained = {record["teacher"].upper(): record["teacher_scores"] for record in records if record["teacher"]}
     trained |= {record["method"]: record["scores"] for record in records}
     row = {"table": WHOLE, "command": f"g2m {command}", "threads": str(torch.get_num_threads())}
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     row |= {"minutes": f"{minutes:.1f}", "CPU minutes": f"{(used.ru_utime + used.ru_stime) / 60:.1f}"}
     row |= {"peak GB": f"{used.ru_maxrss / 1e6:.1f}"}
     return row | {"test": ", ".join(f"{name} {100 * scores['test']:.1f}" for name, scores in trained.items())}
@@ -117,6 +121,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of all rows in --out")
     parser.add_argument("--out", type=Path, help="results file to add rows to")
     given = parser.parse_args()
+    if given.plot and not given.out:
+        parser.error("--plot draws the rows of a results file: name it by --out")
     if given.one:
         rows_of(given.sizes[0], given)
         return

@@ -305,6 +305,23 @@ def test_a_search_takes_over_what_other_cells_have_trained(monkeypatch):
     assert timeless(together) == timeless(alone)
 
 
+@pytest.mark.parametrize("method", ["glnn", "auto"])
+def test_what_is_trained_and_not_yet_recorded_is_not_trained_again(method, tmp_path, monkeypatch):
+    (cell,) = grid(methods=[method], settings=["inductive"], seeds=1)
+    options = {"out": tmp_path / "r.jsonl", "folders": {cell.key: tmp_path / "kept"}}
+    (plain,) = run([cell])
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "evaluate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(run([cell], **options))
+    monkeypatch.setattr(Student, "_fit_method", lambda *_, **__: 1 / 0)
+    (record,) = run([cell], **options)
+    assert timeless(record) == timeless(plain)
+    (changed,) = grid(methods=[method], settings=["inductive"], seeds=1, overrides=(*QUICK, "lr=0.5"))
+    with pytest.raises(ZeroDivisionError):
+        list(run([changed], folders={changed.key: tmp_path / "kept"}))
+
+
 def test_a_cell_whose_files_are_gone_is_run_again(tmp_path, counted):
     found = grid(methods=["mlp", "glnn"], settings=["transductive"], seeds=1)
     options = {"out": tmp_path / "r.jsonl", "folders": {cell.key: tmp_path / cell.key for cell in found}}

@@ -1086,3 +1086,21 @@ def test_the_reference_schedule_needs_a_teacher_to_make_a_difference(method):
         for on in (False, True)
     )
     assert same_bits(weights(first), weights(second)) == (not REGISTRY[method].needs)
+
+
+def test_a_batch_size_without_samples_is_refused():
+    with pytest.raises(G2MError, match=r"^batch_size: of steps that fan_out samples \(got 64 without\)"):
+        Teacher("sage", batch_size=64)
+
+
+def test_a_gpu_that_is_too_small_is_a_mistake_with_a_way_out(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB. GPU 0 has …")
+
+    message = r"^device: the GPU's memory does not hold .*\(CUDA out of memory\)"
+    monkeypatch.setattr(models.GNN, "forward", full)
+    with pytest.raises(G2MError, match=message):
+        teacher().fit(GRAPH)
+    monkeypatch.setattr(models.MLP, "forward", full)
+    with pytest.raises(G2MError, match=message):
+        learner().fit(GRAPH, outputs_of(GRAPH))

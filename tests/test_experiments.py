@@ -11,7 +11,18 @@ from g2m.condense.experiment import CondenseExperiment
 from g2m.data import find_card
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
-from g2m.experiments import FOLDER, TUNED, Experiment, alike, find, find_tuned, open_experiment, shipped, tuned_methods
+from g2m.experiments import (
+    FOLDER,
+    TUNED,
+    Experiment,
+    alike,
+    find,
+    find_tuned,
+    nearest,
+    open_experiment,
+    shipped,
+    tuned_methods,
+)
 from g2m.methods import REGISTRY
 from g2m.spaces import check_space
 
@@ -569,3 +580,25 @@ def test_methods_tuned_on_all_of_the_data_sets_are_found(tuned_folder):
 def test_without_tuned_options_the_message_says_so(tuned_folder):
     with pytest.raises(G2MError, match=r"no tuned options for sbm-mlp; there are none. Run g2m sweep"):
         find_tuned("sbm", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "message"),
+    [
+        ("mlp", "teacher.lr", r"^space: 'teacher\.lr' is a teacher's \(method 'mlp' has none\)"),
+        ("glnn", "krd.tau", r"^space: 'krd\.tau' is an option of 'krd' \(got method 'glnn'\)"),
+        ("glnn", "nosuch.tau", "the part before the dot: expected one of"),
+    ],
+)
+def test_a_space_of_what_changes_nothing_is_refused(method, key, message):
+    with pytest.raises(G2MError, match=message):
+        Experiment("digits", method, "sage" if method == "glnn" else None, space={key: [1.0, 2.0]})
+    Experiment("digits", "glnn", "sage", space={"glnn.tau": [1.0, 2.0], "teacher.lr": [0.1, 0.2], "lr": [0.1, 0.2]})
+
+
+def test_of_an_unknown_method_the_plain_one_is_the_nearest():
+    for teacher, plain in (("sage", "glnn"), (None, "mlp")):
+        config = {**find("cora-cpf", plain, teacher).config(), "method": "of_somebody_else"}
+        found = nearest(config)
+        assert (found.method, found.paper) == (plain, {})
+        assert find("cora-cpf", plain, teacher).paper

@@ -388,6 +388,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, student, monkeypatch):
     assert {file.name for file in tmp_path.iterdir()} == {"student.pt2", "student.md"}
 
 
+def test_a_card_is_of_the_file_that_is_there(tmp_path, student, monkeypatch):
+    path = student.export(tmp_path / "student.pt2")
+    before = [file.read_bytes() for file in (path, path.with_suffix(".md"))]
+
+    def full(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(OSError, match="disk full"):
+        student.export(path, graph=GRAPH)
+    assert [file.read_bytes() for file in (path, path.with_suffix(".md"))] == before
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

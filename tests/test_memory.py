@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from cases import blocks
+from torch import nn
 
 from g2m import memory
 from g2m.data import load
@@ -75,6 +76,14 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch):
     assert teacher.partitions == 1, "it is as it was"
     parts = int(re.search(r"partitions=(\d+)", str(stop.value))[1])
     check_memory(Teacher("sage", hidden_channels=1024, partitions=parts), graph, CPU)
+
+
+def test_of_a_module_of_ones_own_the_graph_is_all_that_is_counted(monkeypatch):
+    graph = blocks()
+    found = teacher_memory(Teacher(nn.Linear(4, 3)), graph)
+    assert found == {"graph": memory._held(graph), "an answer for all nodes": 4 * graph.num_nodes * graph.num_classes}
+    monkeypatch.setattr(memory, "available_memory", lambda device: sum(found.values()))
+    check_memory(Teacher(nn.Linear(4, 3)), graph, CPU)
 
 
 def test_what_nothing_helps_is_refused_plainly(monkeypatch):

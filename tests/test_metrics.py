@@ -147,3 +147,8 @@ def test_unknown_metric():
         score("acuracy", torch.eye(2), torch.arange(2))
     with pytest.raises(G2MError, match="Did you mean 'accuracy'"):
         standard_error("acuracy", 0.5, torch.arange(2))
+
+
+def test_an_area_of_three_classes_is_refused():
+    with pytest.raises(G2MError, match=r"^metric: 'rocauc' needs two classes \(got 3\)"):
+        score("rocauc", torch.zeros(4, 3), torch.tensor([0, 1, 2, 1]))

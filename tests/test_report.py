@@ -348,3 +348,12 @@ def test_published_scores_stand_beside_the_published_method_only():
         student = next(row for row in rows if row["method"] == "glnn")
         assert bool(student["published"]) is kept
         assert next(row for row in rows if row["method"] == "teacher")["published"]
+
+
+def test_a_method_that_is_not_known_here_is_reported():
+    known, other = record(), record(score=0.7)
+    other |= {"method": "confident", "config": {**other["config"], "method": "confident"}, "key": "another"}
+    rows = {row["method"]: row for row in summary([known, other])}
+    assert rows["confident"]["scores"]["test"] == pytest.approx([0.701])
+    assert rows["confident"]["published"] == {}
+    assert rows["glnn"]["published"]

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 from test_leakage import everything, other_labels
@@ -28,6 +29,7 @@ from g2m.data import load
 from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.experiments import Experiment, open_experiment
+from g2m.models import MLP as MLPModel
 from g2m.report import mean_std
 from g2m.spaces import suggest
 from g2m.sweep import GRACE_SECONDS, Sweep
@@ -283,6 +285,63 @@ def test_a_dead_process_trial_is_tried_again_first_of_all(imaginary, tmp_path):
     assert [trial.user_attrs.get("again") for trial in study.trials] == [None] * 4 + [2, 3, None, None]
     for trial in study.trials[4:]:
         assert trial.value == pytest.approx(height(**options_of(search, trial)))
+
+
+def test_options_lost_three_times_are_not_tried_again(imaginary, tmp_path):
+    """A size that does not fit would else be the first of every command, for ever."""
+    search = Sweep(MLP)
+    study = search.study(tmp_path / "j.log")
+    lost = begun(search, study, [socket.gethostname(), dead_pid(), "1"])
+    for times in (1, 2):
+        search.release(study)
+        again = study.ask()
+        assert (again.user_attrs["lost"], again.user_attrs["again"]) == (times, lost.number)
+        again.set_user_attr("worker", [socket.gethostname(), dead_pid(), "1"])
+        suggest(again, search.experiment.space)
+        assert again.params == lost.params
+        lost = again
+    search.release(study)
+    assert states(study) == [FAIL] * 3, "and none that waits"
+    assert states(search.run(tmp_path / "j.log", trials=2)) == [FAIL] * 3 + [COMPLETE] * 2
+
+
+def test_an_answer_waits_for_the_trials_that_others_run(imaginary, tmp_path):
+    search = Sweep(MLP)
+    study = search.study(tmp_path / "j.log")
+    others = begun(search, study, here())
+    end = threading.Timer(1.0, lambda: study.tell(others.number, 0.999))
+    end.start()
+    study = search.run(tmp_path / "j.log", trials=3)
+    end.join()
+    assert states(study) == [COMPLETE] * 3
+    assert search.best(study).tuned["val"] == 0.999
+
+
+def test_a_time_limit_ends_the_wait_for_others(imaginary, tmp_path):
+    search = Sweep(MLP)
+    begun(search, search.study(tmp_path / "j.log"), here())
+    assert states(search.run(tmp_path / "j.log", trials=1, timeout=0.2)) == [RUNNING]
+
+
+def test_what_does_not_fit_into_a_gpu_fails_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    """Alone, and a whole stack of it."""
+    forward = MLPModel.forward
+
+    def full(self, *given, **options):
+        if self.layers[0].out_features == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.")
+        return forward(self, *given, **options)
+
+    monkeypatch.setattr(MLPModel, "forward", full)
+    search = Sweep(replace(MLP, space={"hidden_channels": [8, 64]}).override(["max_epochs=2"]))
+    for stack in (1, 3):
+        study = search.study(tmp_path / f"{stack}.log")
+        for width in (8, 64, 64, 8):
+            study.enqueue_trial({"hidden_channels": width})
+        study = search.run(tmp_path / f"{stack}.log", trials=4, stack=stack)
+        assert states(study) == [COMPLETE, FAIL, FAIL, COMPLETE]
+        assert study.trials[1].user_attrs["error"].startswith("device: the GPU's memory does not hold this training")
+        assert "again" not in study.trials[3].user_attrs
 
 
 def test_who_is_dead(imaginary, tmp_path, monkeypatch):
@@ -594,6 +653,30 @@ def test_of_several_seeds_the_first_that_is_too_low_ends_a_trial(imaginary, tmp_
             assert len(trial.user_attrs["val"]) == 3
         else:
             assert trial.last_step % sweep._SPAN == 29
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.84, 0.80), (0.80, 0.84)])
+def test_a_seed_is_compared_with_the_same_seed_of_others(first, second):
+    """However much easier the split of one seed is."""
+    pruner = sweep._MedianOfSeed(startup_trials=10, warmup_epochs=20)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+
+    def told(*scores: float) -> list[int]:
+        """The steps at which a trial of these scores would be ended."""
+        trial, ended = study.ask(), []
+        for seed, score in enumerate(scores):
+            for epoch in range(9, 40, 10):
+                trial.report(score, step=seed * sweep._SPAN + epoch)
+                ended += [seed * sweep._SPAN + epoch] if trial.should_prune() else []
+        study.tell(trial, scores[-1])
+        return ended
+
+    assert [told(first, second - 0.01 * i) for i in range(10)] == [[]] * 10, "ten to compare with"
+    assert told(first, second) == [], "as good as any"
+    later = [sweep._SPAN + 29, sweep._SPAN + 39]
+    assert told(first, 0.2) == later
+    assert told(0.2, second) == [29, 39]
+    assert told(first, second - 0.2) == later
 
 
 # -- two objectives ----------------------------------------------------------------------------------------------------

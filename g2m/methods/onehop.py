@@ -84,7 +84,7 @@ class Onehop(Propagated):
         own = {name: getattr(self, name) for name in self.options()}
         options = [own | target for target in TARGETS]
         scores = []
-        for candidate in alike([each for i, each in enumerate(options) if each not in options[:i]]):
+        for candidate in alike([each for i, each in enumerate(options) if each not in options[:i]], type(self)):
             scores.append((yield candidate))
         return first_unless_beaten(scores, graph)
 
@@ -128,9 +128,9 @@ class Onehop(Propagated):
         return {"lam": trial.suggest_float("lam", 0.0, 1.0), "alpha": trial.suggest_float("alpha", 0.02, 1.0, log=True)}
 
 
-def alike(options: Iterable[Mapping[str, Any]]) -> list[Onehop]:
+def alike(options: Iterable[Mapping[str, Any]], cls: type[Onehop] = Onehop) -> list[Onehop]:
     """Return methods of these options that decompose a graph's features once for all of them."""
-    methods = [Onehop(**each) for each in options]
+    methods = [cls(**each) for each in options]
     for method in methods:
         method._components = methods[0]._components
     return methods

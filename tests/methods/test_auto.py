@@ -410,12 +410,47 @@ def test_a_search_does_not_train_again_what_is_there(names, tmp_path):
     assert less.meta_["seconds"] >= sum(one.meta_["seconds"] for one in there if one.method != "glnn") - 0.01
     loaded = [Student.load(one.save(tmp_path / f"{one.method}.safetensors")) for one in there]
     assert with_what_is_there(graph, loaded)[1] == trained
+    again, none = with_what_is_there(graph, [whole])
+    assert none == 0, "a search as a whole"
+    assert (again.meta_, again.history_) == (whole.meta_, whole.history_)
+    assert same_bits(weights(again), weights(whole))
+    assert not {p.data_ptr() for p in again.model_.parameters()} & {p.data_ptr() for p in whole.model_.parameters()}
 
 
 def test_a_student_of_outputs_that_differ_in_what_it_does_not_read_is_the_same():
     graph = blocks()
     there = student("propagated", **OPTIONS).fit(graph, replace(outputs_of(graph), hidden=None, entropy_change=None))
     assert with_what_is_there(graph, [there])[1] == 3
+
+
+def test_students_of_older_versions_and_unfitted_ones(monkeypatch):
+    graph = blocks()
+    there = fitted("propagated", graph, **OPTIONS)
+    with pytest.raises(G2MError, match=r"^student: not fitted yet"):
+        with_what_is_there(graph, [student("propagated", **OPTIONS)])
+    del there.meta_["outputs"]
+    assert with_what_is_there(graph, [there])[1] == 4
+    there = fitted("propagated", graph, **OPTIONS)
+    there.meta_["versions"] = {"g2m": "0.0.1"}
+    assert with_what_is_there(graph, [there])[1] == 4
+
+
+def test_a_search_with_indicators_does_not_go_on_from_one_without(tmp_path):
+    graph, kept = blocks(), {"checkpoint": tmp_path / "c", "checkpoint_seconds": 1e9}
+    searched(graph, stop=(3, 0), **kept)
+    trained = student("auto", budget=4, max_epochs=3, patience=3, **OPTIONS)
+    trained.fit(graph, outputs_of(graph), indicators=True, **kept)
+    assert all("distance_gap" in epoch for epoch in trained.history_.epochs)
+    kept["checkpoint_seconds"] = 0
+    with pytest.raises(Killed):
+        student("glnn", max_epochs=3).fit(graph, outputs_of(graph), on_epoch=stop_at_one, **kept)
+    with pytest.raises(G2MError, match=r"checkpoint: .* made by another run, it differs in: indicators"):
+        student("glnn", max_epochs=3).fit(graph, outputs_of(graph), indicators=True, **kept)
+
+
+def stop_at_one(record):
+    if record["epoch"] == 1:
+        raise Killed
 
 
 @pytest.mark.parametrize("what", ["option", "method's option", "seed", "graph", "setting", "outputs", "indicators"])
@@ -430,8 +465,9 @@ def test_a_student_of_anything_else_is_not_taken_for_one(what):
     if what == "setting":
         there.meta_["setting"] = "inductive"
     if what == "indicators":
-        searcher = student("auto", budget=2, **OPTIONS).fit(other, outputs, trained=[there], indicators=True)
-        assert "distance_gap" in searcher.history_.epochs[0]
+        for method in ("auto", "propagated"):
+            one = student(method, **OPTIONS).fit(other, outputs, trained=[there], indicators=True)
+            assert all("distance_gap" in epoch for epoch in one.history_.epochs)
         return
     given = outputs_of(other, seed=int(what == "outputs"))
     assert with_what_is_there(other, [there], outputs=given)[1] == 4

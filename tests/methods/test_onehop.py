@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
-from g2m.methods import make_method
-from g2m.methods.onehop import TARGETS
+from g2m.methods import REGISTRY, make_method
+from g2m.methods.onehop import TARGETS, Onehop
 
 GRAPHS = {"blocks": blocks(), "thin": thin(), "directed": thin(directed=True), "unseen": blocks(unseen=True)}
 
@@ -175,6 +175,25 @@ def test_three_targets_are_tried_and_the_one_taken_is_named():
     assert [one.history_.best_score for one in alone] == [trial["val"] for trial in trials]
     assert any(same_bits(weights(trained), weights(one)) for one in alone)
     assert "trials" not in alone[0].meta_
+
+
+def test_a_method_made_of_it_is_what_is_tried():
+    class Mine(Onehop):
+        name = "mine"
+
+        def __init__(self, *, own: float = 2.0, **options) -> None:
+            super().__init__(**options)
+            self.own = own
+
+        @classmethod
+        def options(cls):
+            return {**Onehop.options(), "own": 2.0}
+
+    try:
+        trained = student("mine", own=3.0).fit(blocks(), outputs_of(blocks()))
+    finally:
+        del REGISTRY["mine"]
+    assert [(trial["method"], trial["own"]) for trial in trained.meta_["trials"]] == [("mine", 3.0)] * 3
 
 
 @pytest.mark.parametrize("name", ["onehop", "auto"])
