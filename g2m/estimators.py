@@ -45,7 +45,7 @@ from g2m.outputs import TeacherOutputs
 from g2m.positions import neighbour_arcs, of_arcs, of_neighbours
 from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
-from g2m.train import History, check_options, fit, resolve_device, seeded
+from g2m.train import History, check_options, fit, memory_of_the_gpu, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
 Answer = tuple[Tensor, Tensor]  # logits, and the labels they are scored against
@@ -710,7 +710,7 @@ class Student(_Estimator):
             return self
         if search is not None:
             self._fit_best(search, graph, outputs, trained=trained, **options)
-            self.meta_["outputs"] = source["outputs"]
+            self.meta_ |= source  # of all that it has compared
             return self
         return self._fit_method(method, graph, outputs, **options)
 
@@ -867,6 +867,7 @@ class Student(_Estimator):
         )
         return self._finish(task, history, graph, outputs)
 
+    @memory_of_the_gpu()
     def _prepare(
         self,
         method: Method,
@@ -930,8 +931,7 @@ class Student(_Estimator):
             self.meta_["position_channels"] = task.position.size(1)
             self.meta_["reads_own_position"] = task.method.reads_own
             self.meta_["fingerprint_without_edges"] = observed.fingerprint(edges=False)
-        self.meta_["teacher"] = outputs.meta.get("teacher") if task.method.needs else None
-        self.meta_["outputs"] = _source(task.method, graph, outputs)["outputs"]
+        self.meta_ |= _source(task.method, graph, outputs)
         return self
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -1136,9 +1136,13 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
 def _source(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> dict[str, Any]:
     """Return what a student is fitted on and by, as its ``meta_`` has it."""
     reads = method.needs | method.wants
-    read = outputs.fingerprint(reads) if reads and outputs is not None else None
-    found = {"fingerprint": graph.observed().fingerprint(), "setting": graph.setting, "outputs": read}
-    return found | {"versions": versions()}
+    return {
+        "fingerprint": graph.observed().fingerprint(),
+        "setting": graph.setting,
+        "teacher": outputs.meta.get("teacher") if method.needs else None,
+        "outputs": outputs.fingerprint(reads) if reads and outputs is not None else None,
+        "versions": versions(),
+    }
 
 
 def _check_answer(logits: Tensor, rows: int, graph: Graph) -> None:

@@ -52,6 +52,7 @@ def stack_key(student: Student, graph: Graph) -> tuple[tuple[str, Any], ...]:
     )
 
 
+@memory_of_the_gpu()
 def fit_stacked(
     students: Sequence[Student],
     graph: Graph | Sequence[Graph],
@@ -121,8 +122,7 @@ def fit_stacked(
                     members[run] = i, task, stack
             stacks = {columns: stack for columns, stack in stacks.items() if stack.runs}
             for stack in stacks.values():
-                with memory_of_the_gpu():
-                    stack.train_epoch()
+                stack.train_epoch()
             for run in [*members]:
                 i, task, stack = members[run]
                 dropped = run.error is None and on_epoch is not None and on_epoch(i, run.history.epochs[-1])

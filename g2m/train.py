@@ -89,6 +89,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def memory_of_the_gpu() -> Iterator[None]:
+    """Inside, running out of a GPU's memory is a mistake that one can mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"device: the GPU's memory does not hold this training ({str(error).partition('. ')[0]}). Take a smaller "
+            "batch_size or hidden_channels, a teacher on partitions, fewer students at once, or device='cpu'."
+        ) from error
+
+
+@memory_of_the_gpu()
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -166,8 +179,7 @@ def fit(
         bar = tqdm(total=max_epochs, initial=done, desc=progress, leave=False, disable=disable)
         with bar:
             while not run.finished:
-                with memory_of_the_gpu():
-                    train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
+                train_epoch([run], lambda _, batches: [run.forward(*batch.inputs) for batch in batches])
                 if run.error is not None:
                     raise run.error
                 if first and checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
@@ -404,18 +416,6 @@ def train_epoch(runs: Sequence[Run], forward: Forward, steps: Iterator[Sequence[
     seconds = (time.perf_counter() - started) / len(runs)
     for run in runs:
         run.history.seconds += seconds
-
-
-@contextmanager
-def memory_of_the_gpu() -> Iterator[None]:
-    """Inside, running out of a GPU's memory is a mistake that one can mend."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"device: the GPU's memory does not hold this training ({str(error).partition('. ')[0]}). Take a smaller "
-            "batch_size or hidden_channels, a teacher on partitions, fewer students at once, or device='cpu'."
-        ) from error
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------

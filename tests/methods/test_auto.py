@@ -423,7 +423,7 @@ def test_a_student_of_outputs_that_differ_in_what_it_does_not_read_is_the_same()
     assert with_what_is_there(graph, [there])[1] == 3
 
 
-def test_students_of_older_versions_and_unfitted_ones(monkeypatch):
+def test_students_of_older_versions_and_unfitted_ones():
     graph = blocks()
     there = fitted("propagated", graph, **OPTIONS)
     with pytest.raises(G2MError, match=r"^student: not fitted yet"):
