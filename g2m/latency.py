@@ -7,7 +7,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ from g2m.positions import of_arcs
 from g2m.sparse import receptive_field, sampled_field
 
 SIZES = (1, 1000)
-REPEATS, DRAWS = 1000, 64  # of a comparison: calls a measurement, and sets of nodes that they take in turn
+REPEATS, DRAWS = 1000, 64  # calls a measurement of a comparison, and sets of nodes that calls take in turn
 
 Way = Callable[[Tensor], tuple[Tensor, int]]  # ids [n] to logits [n, C] and how many nodes' features were read
 
@@ -54,7 +53,8 @@ def student_latency(
 ) -> dict[int, dict[str, float]]:
     """Return the milliseconds a student takes on CPU for so many random nodes, by number of nodes.
 
-    A student with positions looks up those of the nodes' neighbours first, as for nodes it has not seen.
+    Every call asks about other nodes, the same as :func:`teacher_latency`. A student with positions looks up those of
+    the nodes' known neighbours first, as for nodes it has not seen.
 
     Args:
         student: fitted; it is given features.
@@ -62,15 +62,8 @@ def student_latency(
         sizes: default 1 and 1000.
         seconds: spent at most on each size, see :func:`measure`; default 1.
     """
-    observed = graph.observed()
-    answer, arcs_into = _on("cpu", student), _arcs_into(student, observed)
-
-    def ask(nodes: Tensor, x: Tensor) -> Tensor:
-        return answer(x, arcs_into(nodes))
-
-    nodes = {size: _nodes(observed, size) for size in sizes}
-    calls = {size: partial(ask, some, observed.x[some]) for size, some in nodes.items()}
-    return {size: measure(call, seconds=seconds) for size, call in calls.items()}
+    way = _student_way(_on("cpu", student), graph, _arcs_into(student, graph))
+    return {size: _time(way, _asked(graph, size), seconds, DRAWS) for size in sizes}
 
 
 def teacher_latency(
@@ -79,7 +72,8 @@ def teacher_latency(
     """Return the milliseconds a teacher takes on CPU for so many random nodes, by number of nodes.
 
     Each answer fetches the nodes' receptive field from the stored graph (adjacency and features in memory, normalised
-    beforehand) and runs the model on it; where a pass over the whole graph is faster, that counts.
+    beforehand) and runs the model on it; where a pass over the whole graph is faster, that counts. Every call asks
+    about other nodes.
 
     Args:
         teacher: fitted.
@@ -89,9 +83,8 @@ def teacher_latency(
     """
     ways, result = _ways(teacher, graph), {}
     for size in sizes:
-        nodes = _nodes(graph, size).unique()  # asked twice, a node is answered once
-        times = [measure(partial(_answer, way, nodes), seconds=seconds) for way in ways.values()]
-        result[size] = min(times, key=lambda time: time["p50"])
+        draws = _once(_asked(graph, size))
+        result[size] = min((_time(way, draws, seconds, DRAWS) for way in ways.values()), key=_p50)
     return result
 
 
@@ -183,11 +176,10 @@ def compare(
         if exported is not None and device == "cpu":
             students["student, onnxruntime"] = [_student_way(exported.predict_logits, graph, arcs_into)]
         for size in sizes:
-            asked = [_nodes(graph, size, seed).sort().values for seed in range(DRAWS)]
-            once = [nodes.unique() for nodes in asked]
+            asked = _asked(graph, size)
             times = {
-                model: min((_time(way, draws, seconds) for way in ways), key=_p50)
-                for models, draws in ((teachers, once), (students, asked))
+                model: min((_time(way, draws, seconds) | {"read": _read(way, draws)} for way in ways), key=_p50)
+                for models, draws in ((teachers, _once(asked)), (students, asked))
                 for model, ways in models.items()
             }
             rows += [
@@ -207,10 +199,13 @@ def _p50(time: dict[str, float]) -> float:
     return time["p50"]
 
 
-def _time(way: Way, draws: Sequence[Tensor], seconds: float) -> dict[str, float]:
+def _time(way: Way, draws: Sequence[Tensor], seconds: float, repeats: int = REPEATS) -> dict[str, float]:
     turn = itertools.cycle(draws)
-    read = statistics.fmean(way(nodes)[1] for nodes in draws[:3])
-    return measure(lambda: _answer(way, next(turn)), repeats=REPEATS, seconds=seconds) | {"read": read}
+    return measure(lambda: _answer(way, next(turn)), repeats=repeats, seconds=seconds)
+
+
+def _read(way: Way, draws: Sequence[Tensor]) -> float:
+    return statistics.fmean(way(nodes)[1] for nodes in draws[:3])
 
 
 def _arcs_into(student: Student, graph: Graph) -> Callable[[Tensor], Tensor | None]:
@@ -263,7 +258,17 @@ def _exported(student: Student) -> Exported | None:
         return Exported.load(student.export(Path(folder, "student.onnx")))
 
 
-def _nodes(graph: Graph, size: int, seed: int = 0) -> Tensor:
+def _asked(graph: Graph, size: int) -> list[Tensor]:
+    """Return the nodes that calls ask about in turn."""
+    return [_nodes(graph, size, seed).sort().values for seed in range(DRAWS)]
+
+
+def _once(asked: Sequence[Tensor]) -> list[Tensor]:
+    """Asked twice, a node is answered once."""
+    return [nodes.unique() for nodes in asked]
+
+
+def _nodes(graph: Graph, size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if size <= graph.num_nodes:
         return torch.randperm(graph.num_nodes, generator=generator)[:size]

@@ -108,7 +108,33 @@ def test_time_given_is_time_for_every_size_and_way(monkeypatch):
     graph = thin()
     teacher_latency(Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph), graph, seconds=0.25)
     student_latency(Student("mlp", hidden_channels=8, max_epochs=1).fit(graph), graph, sizes=(1,), seconds=0.5)
-    assert given == [{"seconds": 0.25}] * 4 + [{"seconds": 0.5}]
+    options = {"repeats": latency.DRAWS}
+    assert given == [options | {"seconds": 0.25}] * 4 + [options | {"seconds": 0.5}]
+
+
+@pytest.mark.parametrize("name", ["nosmog", "mlp"])
+def test_teacher_and_student_are_asked_about_the_same_many_nodes(monkeypatch, name):
+    """A single node says little: neighbourhoods differ by orders of magnitude."""
+    monkeypatch.setattr(latency, "measure", lambda call, **_: [call() for _ in range(latency.DRAWS)] and {"p50": 1.0})
+    graph = thin().inductive(seed=0)
+    teacher = Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph)
+    outputs = teacher.outputs(graph) if name == "nosmog" else None
+    student, asked = Student(name, hidden_channels=8, max_epochs=1).fit(graph, outputs), {"teacher": [], "student": []}
+
+    def whole(model, graph):
+        return {"": lambda nodes: (asked["teacher"].append(nodes.tolist()), 0)}
+
+    def student_way(answer, graph, arcs_into):
+        for nodes in latency._asked(graph, 1):
+            assert len(answer(graph.x[nodes], arcs_into(nodes))) == 1  # whichever of its neighbours are known
+        return lambda nodes: (asked["student"].append(nodes.tolist()), 0)
+
+    monkeypatch.setattr(latency, "_ways", whole)
+    monkeypatch.setattr(latency, "_student_way", student_way)
+    teacher_latency(teacher, graph, sizes=(1,))
+    student_latency(student, graph, sizes=(1,))
+    assert asked["teacher"] == asked["student"]
+    assert len({*map(tuple, asked["student"])}) > 20
 
 
 # -- teacher and student side by side ------------------------------------------------------------------------------
