@@ -27,7 +27,7 @@ from tqdm import tqdm
 from g2m import distributed
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
-from g2m.estimators import Student, Teacher
+from g2m.estimators import Student, Teacher, versions
 from g2m.experiments import Experiment, alike, find, find_tuned
 from g2m.graph import SETTINGS, Graph
 from g2m.latency import student_latency, teacher_latency
@@ -36,6 +36,12 @@ from g2m.models import BACKBONES
 from g2m.outputs import TeacherOutputs
 from g2m.stacked import fit_stacked, stack_key
 
+try:
+    import fcntl
+except ImportError:  # not there on Windows
+    fcntl = None
+
+log = logging.getLogger(__name__)
 Record = dict[str, Any]
 #: What ``g2m bench --all`` runs every method on.
 ALL_DATA = (
@@ -91,7 +97,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A hash of everything that decides the result."""
+        """A hash of everything that is asked for; what is left to a default is what the versions at hand make it."""
         content = {**self.experiment.config(), "setting": self.setting, "seed": self.seed}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -143,7 +149,12 @@ def cells(
         experiments = [experiment.override(overrides) for experiment in chosen]
         first = [Cell(experiment, settings[0], 0) for experiment in experiments]
         for cell in first:
-            cell.check()
+            try:
+                cell.check()
+            except G2MError as error:
+                if len(first) == 1:
+                    raise
+                raise G2MError(f"{error} (Asked of {cell.experiment.method!r} on {name!r}.)") from None
         # What searches comes last, and takes over what the others have trained.
         experiments = [cell.experiment for cell in sorted(first, key=lambda cell: not cell.stacks)]
         for setting in settings:
@@ -347,10 +358,15 @@ def read_results(path: str | Path) -> list[Record]:
 
 
 def append_result(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Add one line to a results file; a line cut short by a kill is taken off first."""
+    """Add one line to a results file; a line cut short by a kill is taken off first.
+
+    Several processes may write to one file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
+        if fcntl is not None:  # until it is closed: the half of another process's line is not one cut short
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         content = file.read()
         line = json.dumps(record).encode() + b"\n"
@@ -408,13 +424,19 @@ def run(
         )
     _forget()  # what single cells left: data may be others by now
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
-    left, folders = [], folders or {}
+    left, folders, made_by = [], folders or {}, set()
     for cell in grid:
         folder = folders.get(cell.key)
         if cell.key in finished and (folder is None or all((folder / name).is_file() for name in cell.files)):
+            made_by.add(json.dumps(finished[cell.key].get("config", {}).get("versions")))
             yield finished[cell.key]
         else:
             left.append(cell)
+    if left and (others := made_by - {"null", json.dumps(versions())}):
+        log.warning(
+            "out: %s has finished trainings of %s; this one's are of %s. Name another file to keep them apart.",
+            *(out, " and ".join(sorted(others)), json.dumps(versions())),
+        )
     with closing(_outcomes(_jobs(left, stack, folders), workers, folders, progress, options)) as outcomes:
         for cells, outcome in outcomes:
             for cell, record in zip(cells, outcome(), strict=True):

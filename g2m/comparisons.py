@@ -427,7 +427,11 @@ def compare(rows: Sequence[Row], against: str | None = None) -> Comparisons:
 
 
 def training_seconds(rows: Iterable[Row]) -> dict[str, tuple[int, float]]:
-    """Return the number of trainings and their seconds, of ``"students"`` and of ``"teachers"``, each counted once."""
+    """Return the number of trainings and their seconds, of ``"students"`` and of ``"teachers"``.
+
+    A teacher that several students share is counted once. What a row has taken over from another, as searches and
+    teachers with codes beside do, is counted with both.
+    """
     found = {"students": (0, 0.0), "teachers": (0, 0.0)}
     for row in rows:
         kind = "teachers" if row["method"] == TEACHER else "students"

@@ -271,7 +271,9 @@ class Teacher(_Estimator):
         self.checkpoint_activations, self.precision = checkpoint_activations, choose("precision", precision, PRECISIONS)
         self._check_options()
         if members > 1 and tokenizer is not None:
-            raise G2MError(f"members: expected 1 with a tokenizer, codes are of one network (got {members}).")
+            raise G2MError(
+                f"members: expected 1 with a tokenizer, codes are of one network (got {members}). Leave out either."
+            )
         if isinstance(model, nn.Module) and (
             shape := self._changed("hidden_channels", "num_layers", "dropout", "norm", "members", "tokenizer")
         ):

@@ -76,9 +76,11 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
             own = REGISTRY[method].options() if who == "student" and method in REGISTRY else ()
             of_method = [("student", name) for name in own] + [("teacher", "tokenizer")]
+            if who == "teacher":
+                of_method += [("teacher", "num_layers"), ("teacher", "hidden_channels")]
             of_paper = find(experiment.data, experiment.method, experiment.teacher).config()
             if any(_differ(of_paper, record["config"], *option) for option in of_method):
-                rows[key]["published"] = {}  # another method than the published one
+                rows[key]["published"] = {}  # another method, or size of teacher, than the published one
             of = {f"of_{group}": json.dumps(record["config"][f"{group}_options"], sort_keys=True) for group in groups}
             rows[key] |= {"run": run, "by_seed": {}, "runs": {}, "teacher_by_seed": {}, **of}
         rows[key]["by_seed"][record["seed"]] = _known(scores)
@@ -87,7 +89,7 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
             rows[key]["teacher_by_seed"][record["seed"]] = _known(record["teacher_scores"])
 
     def who_says_most(record: Record) -> tuple[bool, str]:  # of a teacher that several methods' experiments have
-        return not nearest(record["config"]).paper, record["method"]
+        return "teacher" not in nearest(record["config"]).paper.get(record["setting"], {}), record["method"]
 
     for record in sorted(records, key=who_says_most):
         if "teacher_scores" in record:

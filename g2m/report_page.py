@@ -99,7 +99,8 @@ def score_lines(records: Iterable[Record]) -> list[dict[str, Any]]:
     for row in summary(of_trainings(records)):
         for part, scores in row["scores"].items():
             (mean, std), published = mean_std([100 * score for score in scores]), row["published"].get(part, ())
-            line = {**row["run"], **row, "part": part, "mean": mean, "std": std, "seeds": len(scores)}
+            line = {**row["run"], **row, "part": part, "mean": mean, "seeds": len(scores)}
+            line |= {"std": std} if len(scores) > 1 else {}
             line |= dict(zip(("published_mean", "published_std"), published, strict=False))
             lines.append({name: line.get(name) for name in SCORES})
     return lines

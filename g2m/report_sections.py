@@ -78,9 +78,9 @@ def _overall_sections(against: str | None, totals: Sequence[Overall]) -> list[Se
             found.append(Section(f"Over all data sets: {', '.join(case)}", header, table))
     note = (
         "Means over pairs of a data set and a teacher's backbone, of two models without a teacher over data sets. "
-        "`+ / = / −`: pairs with a significant gain, neither, with a significant loss. `*` and `p`: Wilcoxon's "
-        "signed-rank test over the means of pairs, from six pairs, after Holm's correction for the column; pairs of "
-        "one data set are not independent."
+        "`+ / = / −`: of the pairs with three seeds, those with a significant gain, neither, a significant loss. `*` "
+        "and `p`: Wilcoxon's signed-rank test over the means of pairs, from six pairs, after Holm's correction for the "
+        "column; pairs of one data set are not independent."
     )
     return [*found[:-1], replace(found[-1], notes=[note])] if found else []
 
@@ -155,8 +155,9 @@ def _cost_section(spent: Sequence[Cost], total: Mapping[str, tuple[int, float]])
     parts = [f"{count:,} {who}, {_duration(seconds)}" for who, (count, seconds) in total.items() if count]
     note = (
         "Means over settings and seeds. In all: "
-        f"{'; '.join(parts)}; together {_duration(sum(seconds for _, seconds in total.values()))}. Each training is "
-        "counted once, a teacher that several students share as well; processes side by side take less by the clock."
+        f"{'; '.join(parts)}; together {_duration(sum(seconds for _, seconds in total.values()))}. A teacher that "
+        "several students share is counted once; a student that a search took over, and a network with codes beside "
+        "it, in either row. Processes side by side take less by the clock."
     )
     return Section("Cost of training", header, table, [note])
 

@@ -105,11 +105,13 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
     """Return a row per student and backbone, the same seeds on both sides; the best mean comes first.
 
     A student is compared with its own teacher; one that has none, with that of each backbone, the shipped one if there.
-    Two means: over the graphs that every row has, which compares rows, and over all that a row has itself.
+    Two means: over the graphs that every row has, which compares rows, and over all that a row has itself. ``seeds``
+    are the fewest and the most of a graph.
     """
     teachers = [row for row in rows if row["method"] == "teacher"]
     teachers.sort(key=lambda row: (row["tokenizer"] is not None, row["options"] != ""))
     found: dict[str, dict[str, float]] = {}
+    seeds: dict[str, set[int]] = {}
     for (data, backbone), members in pairs(rows, setting).items():
         for row in members:
             of = (setting, row["data"], row["of_data"], backbone)
@@ -117,7 +119,9 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
             other = row["teacher_by_seed"] or next(others, {})
             if row["by_seed"].keys() & other.keys():
                 student = f"{row['name']} ← {backbone.upper()}"
-                found.setdefault(student, {})[data] = statistics.fmean(_gains(row["by_seed"], other, part))
+                differences = _gains(row["by_seed"], other, part)
+                found.setdefault(student, {})[data] = statistics.fmean(differences)
+                seeds.setdefault(student, set()).add(len(differences))
     if not found:
         return []
     graphs, shared = set().union(*found.values()), set.intersection(*map(set, found.values()))
@@ -129,6 +133,7 @@ def over_teachers(rows: list[Mapping[str, Any]], setting: str, part: str) -> lis
         {
             "table": table,
             "student": key,
+            "seeds": "–".join(map(str, sorted({min(seeds[key]), max(seeds[key])}))),
             **{data: f"{found[key][data]:+.2f}" if data in found[key] else "–" for data in sorted(graphs)},
             f"mean of {len(shared)}": f"{means[key]:+.2f}",
             "mean of all": f"{statistics.fmean(found[key].values()):+.2f} of {len(found[key])}",

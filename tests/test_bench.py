@@ -372,6 +372,42 @@ def test_a_line_cut_short_is_run_again_and_repaired(tmp_path, counted, cut):
     assert out.read_bytes().count(b"\n") == 4
 
 
+def _append_many(path, who):
+    for number in range(60):
+        append_result(path, {"table": who, "number": number, "text": "x" * 9000})
+
+
+def test_several_processes_append_to_one_file(tmp_path):
+    """Half of a line that another one is writing is not cut off."""
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(tmp_path / "r.jsonl", who)) for who in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = [(record["table"], record["number"]) for record in read_results(tmp_path / "r.jsonl")]
+    assert sorted(found) == [(who, number) for who in range(4) for number in range(60)]
+
+
+def test_results_of_other_versions_are_named(tmp_path, counted, caplog):
+    """A default may have another value in another version, and the key is of what is asked for."""
+    first, second = grid(methods=["mlp"], settings=["transductive"], seeds=2)
+    (record,) = run([first], out=tmp_path / "r.jsonl")
+    list(run([first, second], out=tmp_path / "r.jsonl"))
+    assert not caplog.records
+    record["config"]["versions"]["torch"] = "1.0"
+    (tmp_path / "r.jsonl").write_text(json.dumps(record) + "\n")
+    list(run([first], out=tmp_path / "r.jsonl"))
+    assert not caplog.records, "nothing is added to it"
+    list(run([first, second], out=tmp_path / "r.jsonl"))
+    assert '"torch": "1.0"' in caplog.text
+
+
+def test_a_wrong_option_is_refused_by_the_name_of_who_was_asked():
+    with pytest.raises(G2MError, match=r"members: expected 1 with a tokenizer.*Asked of 'vqgraph' on 'sbm'"):
+        grid(methods=["glnn", "vqgraph"], overrides=[*QUICK, "teacher.members=2"])
+
+
 def test_append_after_a_line_cut_short_at_the_very_start(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"key": "ab')
     assert read_results(tmp_path / "r.jsonl") == []

@@ -166,7 +166,8 @@ def test_a_part_counts_the_seeds_that_have_it():
 
 
 def test_the_order_of_the_lines_does_not_decide_what_is_known_of_a_teacher():
-    records = [record(method="hidden"), record(method="glnn"), record(method="mlp")]  # hidden: nothing published
+    # hidden: nothing published; krd: nothing of its teacher
+    records = [record(method=method) for method in ("hidden", "krd", "glnn", "mlp")]
     assert summary(records) == summary(records[::-1])
     assert summary(records)[0]["published"] == {"test": [80.64, 1.57]}
 
@@ -348,6 +349,12 @@ def test_published_scores_stand_beside_the_published_method_only():
         student = next(row for row in rows if row["method"] == "glnn")
         assert bool(student["published"]) is kept
         assert next(row for row in rows if row["method"] == "teacher")["published"]
+
+
+def test_published_scores_stand_beside_teachers_of_the_published_size_only():
+    for option, kept in (("teacher.select=loss", True), ("teacher.hidden_channels=64", False)):
+        rows = summary([record(options=[option])])
+        assert bool(next(row for row in rows if row["method"] == "teacher")["published"]) is kept
 
 
 def test_a_method_that_is_not_known_here_is_reported():

@@ -51,6 +51,7 @@ class NOSMOG(Method):
         position: ``"deepwalk"`` (default) or ``"none"``.
         position_channels, walk_length, num_walks, window, position_epochs: of :func:`g2m.positions.deepwalk`; default
             64, 50, 1, 5, 1.
+        standardise: columns of positions have mean 0 and variance 1 (default True), or are raw, as published.
     """
 
     name = "nosmog"
@@ -74,6 +75,7 @@ class NOSMOG(Method):
         num_walks: int = 1,
         window: int = 5,
         position_epochs: int = 1,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
         self.lam = check_range("lam", lam, 0, 1)
@@ -88,7 +90,7 @@ class NOSMOG(Method):
         self.walk_length = check_whole("walk_length", walk_length, 2)
         self.num_walks, self.window = check_whole("num_walks", num_walks), check_whole("window", window)
         self.position_epochs = check_whole("position_epochs", position_epochs)
-        self.position, self.takes_edges = position, position != "none"
+        self.position, self.takes_edges, self.standardise = position, position != "none", bool(standardise)
 
     def positions(self, graph: Graph, outputs: TeacherOutputs | None) -> Tensor | None:
         if self.position == "none":
@@ -101,6 +103,7 @@ class NOSMOG(Method):
             window=self.window,
             epochs=self.position_epochs,
             seed=int(torch.randint(2**31, ())),
+            standardise=self.standardise,
         )
 
     def build(self, model: MLP, outputs: TeacherOutputs | None) -> None:

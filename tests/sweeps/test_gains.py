@@ -32,6 +32,12 @@ def test_a_student_is_compared_with_its_own_teacher_and_one_without_with_the_pla
         assert rows == {"glnn ← SAGE": "+10.00", "glnn + codes inside ← SAGE": "+20.00", "mlp ← SAGE": "-20.00"}
 
 
+def test_seeds_are_the_fewest_and_the_most_of_a_graph():
+    records = [record(seed=seed) for seed in range(3)] + [record("citeseer-cpf")]
+    assert [row["seeds"] for row in over_teachers(grouped(records), *TEST)] == ["1–3"]
+    assert [row["seeds"] for row in over_teachers(grouped(records[:3]), *TEST)] == ["3"]
+
+
 def test_of_some_options_all_that_they_can_be_compared_with():
     weighed = [record(method="ff_g2m", score=0.5, teacher_score=0.4, options=[f"high={high}"]) for high in (0, 2)]
     records = [*weighed, record(score=0.3), record(method="mlp", score=0.2)]
