@@ -1100,6 +1100,9 @@ def checked_arcs(edge_index: Any, num_rows: int) -> Tensor:
     outside = arcs[1, (arcs[1] < 0) | (arcs[1] >= num_rows)]
     if len(outside):
         raise G2MError(f"edge_index: expected arcs to rows 0 to {num_rows - 1} of x (got one to row {outside[0]}).")
+    (source, row), (before, row_before) = arcs[:, 1:], arcs[:, :-1]
+    if ((row > row_before) | ((row == row_before) & (source > before))).all():  # as they are wanted
+        return arcs
     ids, place = arcs[0].unique(return_inverse=True)  # ids may be of any size: their places make pairs that fit
     pairs = (arcs[1] * len(ids) + place).unique()
     return torch.stack([ids[pairs % len(ids)], pairs // len(ids)])

@@ -15,7 +15,6 @@ from torch_geometric.utils import coalesce, remove_self_loops
 
 from g2m.errors import G2MError, check_range, check_whole
 from g2m.graph import Graph, check_edge_index
-from g2m.sparse import CSR
 
 # Walks and skip-gram are our own: torch_geometric's Node2Vec walks with pyg-lib or torch-cluster alone, neither of
 # which g2m may rely on, and gensim would be a dependency for these two functions.
@@ -326,12 +325,14 @@ def of_arcs(position: Tensor, known: Tensor, edge_index: Tensor, num_nodes: int)
         num_nodes: N; new nodes are numbered from 0.
     """
     source, target = edge_index
-    row = torch.searchsorted(known, source)
-    counts = torch.cat([known, known.new_tensor([-1])])[row] == source
+    if not len(known):
+        return position.new_zeros(num_nodes, position.size(1))
+    row = torch.searchsorted(known, source).clamp_(max=len(known) - 1)
+    counts = known[row] == source
     row, target = row[counts], target[counts]
-    weight = torch.bincount(target, minlength=num_nodes).double().reciprocal()[target].to(position.dtype)
-    means = CSR.from_coo(target, row, weight, (num_nodes, len(known)))
-    return means.to(position.device) @ position
+    row = row[target.argsort(stable=True)]
+    first = F.pad(torch.bincount(target, minlength=num_nodes).cumsum(0)[:-1], (1, 0))  # of each node's arcs
+    return F.embedding_bag(row.to(position.device), position, first.to(position.device), mode="mean")
 
 
 def arcs_to(edge_index: Tensor, start: int, stop: int) -> Tensor:

@@ -89,7 +89,9 @@ def test_transpose_equals_dense(pair):
 @given(matrices(), st.data())
 def test_rows_equal_dense_in_any_order_and_repeated(pair, data):
     csr, dense = pair
-    index = torch.tensor(data.draw(st.lists(st.integers(0, len(dense) - 1), max_size=8)), dtype=torch.long)
+    size = data.draw(st.sampled_from([range(8), range(17, 20)]))  # few, and more, are taken in different ways
+    rows = st.lists(st.integers(0, len(dense) - 1), min_size=size[0], max_size=size[-1])
+    index = torch.tensor(data.draw(rows), dtype=torch.long)
     cut, x = csr[index], integers(dense.size(1), 2)
     assert cut.shape == (len(index), dense.size(1))
     assert len(cut) == len(index)
