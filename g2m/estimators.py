@@ -1135,7 +1135,11 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
         raise G2MError(f"outputs: method {method.name!r} learns from a teacher. Pass outputs=teacher.outputs(graph).")
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
     if missing:
-        raise G2MError(f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit.")
+        options = "".join(f", {name}={value!r}" for name, value in method.teacher_options.items())
+        raise G2MError(
+            f"outputs: method {method.name!r} needs {', '.join(missing)}, which this teacher does not emit. "
+            f"Take teacher.outputs(graph) of g2m.Teacher('gcn'{options})."
+        )
 
 
 def _source(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> dict[str, Any]:

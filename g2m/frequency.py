@@ -1,7 +1,8 @@
 """Low and high frequencies of a signal on a graph, as in FF-G2M (Wu et al., AAAI 2023).
 
-Â = D^-½ (A + I) D^-½ and L = I − Â. L has its eigenvalues, the frequencies, in [0, 2): a signal that neighbours share
-has low ones, a signal that sets them apart has high ones.
+Â = D^-½ (A + I) D^-½ and L = I − Â. Âs is a sum over neighbours, the node itself included, weighted by 1/√(d_i d_j)
+with d the degrees of A + I: their plain mean where all degrees are equal. L has its eigenvalues, the frequencies, in
+[0, 2): a signal that neighbours share has low ones, a signal that sets them apart has high ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,8 @@ METHODS = ("auto", "exact", "chebyshev")
 EXACT_NODES = 2048  # "auto" goes through all eigenvectors up to this many nodes: some seconds
 COLUMNS = 64  # of a signal that are filtered at a time
 ARCS = 2**15  # whose ends are compared at a time: their rows stay in cache
+TERMS = 2**18  # of Chebyshev series that are integrated at a time
+RESTARTS = 1000  # of Lanczos, before it is given up
 
 
 class Components(NamedTuple):
@@ -80,6 +83,9 @@ def spectral_ends(signal: Tensor, graph: Graph, k: int = 16) -> Spectrum:
     Where an eigenvalue is repeated its eigenvectors are not unique: only the energy summed over all of them is
     defined, and where ``k`` cuts through them not even that. 0 comes once for every connected component.
 
+    Time has no useful bound in nodes and arcs: the closer the eigenvalues at an end, the more products with Â it takes
+    to tell them apart. Long thin graphs, such as paths and grids, are hard at few thousand nodes; it is given up then.
+
     Args:
         signal: ``[N]`` or ``[N, C]``, float32 or float64; energies are summed over columns.
         graph: undirected, of N nodes.
@@ -89,7 +95,7 @@ def spectral_ends(signal: Tensor, graph: Graph, k: int = 16) -> Spectrum:
         ``2k`` entries, or all N if that is no more.
 
     Raises:
-        G2MError: on any of the above not holding.
+        G2MError: on any of the above not holding, or if eigenvalues are not told apart in 1000 restarts.
     """
     _check_signal(signal, graph)
     _check_undirected(graph)
@@ -114,7 +120,8 @@ def spectral_energy(
     Args:
         signal: ``[N]`` or ``[N, C]``, float32 or float64; energies are summed over columns.
         graph: undirected, of N nodes.
-        bins: number of bins of equal width over [0, 2], from 1; default 32.
+        bins: number of bins of equal width over [0, 2], from 1; default 32. ``"chebyshev"`` takes 4 products with Â
+            for each by default, and time of bins² to integrate; memory stays that of a few signals.
         method: ``"exact"``: through all eigenvectors, N² memory and N³ time; ``"chebyshev"``: kernel polynomial
             method with Jackson's kernel (Weiße et al., Rev. Mod. Phys. 2006), linear in nodes and arcs: it blurs
             λ = 1 − cos θ by about π / num_moments in θ; ``"auto"`` (default): exact up to 2048 nodes.
@@ -173,10 +180,12 @@ def _integrate(moments: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
     In θ the series is (m_0 + 2 Σ_k g_k m_k cos kθ) / π, which is integrated term by term.
     """
-    theta = np.arccos((edges - 1).clip(-1, 1))[:, None]
+    theta = np.arccos((edges - 1).clip(-1, 1))
     k = np.arange(1, len(moments))
-    terms = np.sin(k * theta) / k * (_jackson(len(moments)) * moments)[1:]
-    below = (moments[0] * (np.pi - theta[:, 0]) - 2 * terms.sum(1)) / np.pi
+    damped = (_jackson(len(moments)) * moments)[1:] / k
+    rows = max(1, TERMS // len(moments))  # a matrix of all edges and moments is quadratic in bins
+    terms = [np.sin(part[:, None] * k) @ damped for part in np.split(theta, range(rows, len(theta), rows))]
+    below = (moments[0] * (np.pi - theta) - 2 * np.concatenate(terms)) / np.pi
     return np.diff(below).clip(0)  # less than 0 is rounding: Jackson's kernel is nonnegative
 
 
@@ -204,7 +213,14 @@ def _largest(matrix: csr_array, k: int, known: np.ndarray) -> tuple[np.ndarray, 
 
         operator = LinearOperator(matrix.shape, matvec=product, dtype=matrix.dtype)
         start, width = generator.standard_normal(len(known)), min(len(known), max(3 * count, 20))
-        return eigsh(operator, count, which="LA", v0=start, ncv=width, tol=tolerance, **_SEED)
+        try:
+            return eigsh(operator, count, which="LA", v0=start, ncv=width, tol=tolerance, maxiter=RESTARTS, **_SEED)
+        except ArpackNoConvergence:
+            raise G2MError(
+                f"graph: expected eigenvalues that can be told apart (got some closer at an end of the spectrum than "
+                f"{RESTARTS} restarts of Lanczos can, with k={k}). Take a larger k, or "
+                "spectral_energy(signal, graph, method='chebyshev')."
+            ) from None
 
     while len(value) < k or search(1, 1e-6)[0].item() > value[-1] + 1e-8:
         more, more_vector = search(k, 1e-10)

@@ -56,7 +56,8 @@ def high_frequency_loss(
     neighbour. (i, j) and (j, i) give the same: of an undirected graph, one arc an edge is enough.
 
     The gradient is made in the same pass, by ``chunk`` edges: memory beside the arguments is one ``[N, C]`` gradient
-    and five ``[chunk, C]`` buffers, whatever E is. On GPU sums over edges come in no fixed order.
+    and five ``[chunk, C]`` buffers, whatever E is; backward takes one more ``[N, C]``, what it returns. On GPU sums
+    over edges come in no fixed order.
 
     Args:
         student_logits: ``[N, C]``.
@@ -71,7 +72,7 @@ def high_frequency_loss(
 class _HighFrequency(Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, edge_index: Tensor, tau: float, chunk: int) -> Tensor:
-        s, t = student.detach() / tau, teacher / tau
+        s, t = student.detach(), teacher  # differences are scaled, not these: it would take two more [N, C]
         num_edges = edge_index.size(1)
         grad = torch.zeros_like(s)
         total = torch.zeros((), dtype=torch.float64, device=s.device)
@@ -82,11 +83,11 @@ class _HighFrequency(Function):
                 d, p, q, log_p, log_q = (buffer[: len(i)] for buffer in (d, p, q, log_p, log_q))
             torch.index_select(t, 0, i, out=p)
             torch.index_select(t, 0, j, out=q)
-            torch.log_softmax(p.sub_(q).abs_(), 1, out=log_p)
+            torch.log_softmax(p.sub_(q).abs_().mul_(1 / tau), 1, out=log_p)
             torch.index_select(s, 0, i, out=d)
             torch.index_select(s, 0, j, out=q)
             torch.abs(d.sub_(q), out=q)
-            torch.log_softmax(q, 1, out=log_q)
+            torch.log_softmax(q.mul_(1 / tau), 1, out=log_q)
             torch.exp(log_p, out=p)
             torch.exp(log_q, out=q)
             total += torch.dot(p.flatten(), log_p.sub_(log_q).flatten())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from g2m import storage
 from g2m.codebook import CODE_METRICS, SCORES, log_assignments, nearest_code
 from g2m.errors import G2MError, check_range, choose
-from g2m.graph import Graph
+from g2m.graph import Graph, check_edge_index
 from g2m.losses import centred
 from g2m.mapped import not_finite
 
@@ -91,6 +91,8 @@ class TeacherOutputs:
                 raise G2MError(f"{name}: expected finite values (got NaN or infinity, the first in row {row}).")
         if self.low_target is not None and self.low_target.shape != self.logits.shape:
             raise G2MError(f"low_target: expected {tuple(self.logits.shape)} (got {tuple(self.low_target.shape)}).")
+        if self.low_target is not None:
+            _check_low_target(self.low_target)
         if self.entropy_change is not None and (self.entropy_change.size(1) != 1 or (self.entropy_change < 0).any()):
             raise G2MError(f"entropy_change: expected [M, 1] from 0 (got {tuple(self.entropy_change.shape)}).")
         for i, weight in enumerate(self.transforms or ()):
@@ -126,8 +128,13 @@ class TeacherOutputs:
         A node's logits are known up to a constant; it is taken out by their mean over classes.
 
         Args:
-            edge_index: rows of these outputs ``[2, E]``; give large graphs in parts.
+            edge_index: rows of these outputs ``[2, E]``, from 0; give large graphs in parts.
+
+        Raises:
+            G2MError: if a shape or a type does not fit, or a row is out of range.
         """
+        hint = " Take graph.observed().edge_index."
+        check_edge_index(edge_index, len(self.logits), of=", rows of these outputs", hint=hint)
         logits = centred(self.logits)
         return (logits[edge_index[0]] - logits[edge_index[1]]).abs()
 
@@ -244,3 +251,16 @@ class TeacherOutputs:
     def __repr__(self) -> str:
         shapes = {k: tuple(v.shape) for k in ("logits", *_OPTIONAL) if (v := getattr(self, k)) is not None}
         return f"TeacherOutputs(rows={len(self.node_id)}, {', '.join(f'{k}={v}' for k, v in shapes.items())})"
+
+
+def _check_low_target(low_target: Tensor) -> None:
+    """Raise unless ``[M, C]`` can be sums of probabilities over neighbourhoods: a node's own sum to 1."""
+    total, rounding = low_target.sum(1, dtype=torch.float64), low_target.size(1) * torch.finfo(low_target.dtype).eps
+    wrong = (low_target < 0).any(1) | (total < 1 - min(rounding, 0.5))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise G2MError(
+            "low_target: expected probabilities summed over a node and its neighbours, none below 0 and at least 1 a "
+            f"row (got {low_target[row].tolist()[:8]} in row {row}, sum {total[row]:.6g}). Take that of "
+            "teacher.outputs(graph)."
+        )

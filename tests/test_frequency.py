@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_ends_keep_their_directions_apart():
         assert spectral_ends(signal, graph, 19).energy.sum() <= signal.square().sum() * (1 + 1e-9)
 
 
+def test_ends_that_cannot_be_told_apart_are_given_up(monkeypatch):
+    """A long path has its eigenvalues close by; time is bounded, and the error says what else there is."""
+    graph = graph_of(600, [(i, i + 1) for i in range(599)])
+    monkeypatch.setattr(frequency, "RESTARTS", 5)
+    with pytest.raises(G2MError, match=r"graph: expected eigenvalues .* 5 restarts .*k=2.*method='chebyshev'"):
+        spectral_ends(noise(600), graph, 2)
+    monkeypatch.undo()
+    assert spectral_ends(noise(600), graph, 2).eigenvalue.numpy() == pytest.approx(
+        dense_spectrum(noise(600), graph)[0][[0, 1, -2, -1]], abs=1e-9
+    )
+
+
 # -- the histogram -----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +268,23 @@ def test_the_damped_series_is_integrated(count):
     assert density.min() > -1e-12
     expected, edges = np.histogram(1 + np.cos(theta), 7, (0, 2), weights=density)
     np.testing.assert_allclose(frequency._integrate(moments, edges), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("terms", [1, 50, 10_000])
+def test_the_series_is_integrated_in_parts_of_any_size(terms, monkeypatch):
+    moments, edges = np.cos(np.arange(40)), np.linspace(0, 2, 12)
+    whole = frequency._integrate(moments, edges)
+    monkeypatch.setattr(frequency, "TERMS", terms)
+    np.testing.assert_allclose(frequency._integrate(moments, edges), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_integrating_takes_memory_linear_in_bins_at_most():
+    moments = np.cos(np.arange(8 * 2000))
+    tracemalloc.start()
+    frequency._integrate(moments, np.linspace(0, 2, 2001))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6  # a matrix of bins and moments has 256 MB
 
 
 @quick

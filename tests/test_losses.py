@@ -1,11 +1,14 @@
 """Losses against their formulas, in float64."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Generator
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from g2m.codebook import CODE_METRICS, Codebook
 from g2m.losses import (
@@ -172,6 +175,18 @@ def test_high_frequency_loss_keeps_one_gradient_of_the_size_of_the_logits():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
         high_frequency_loss(s, t, torch.randint(50, (2, 5000), generator=Generator().manual_seed(0)), chunk=64)
     assert kept == [200]
+
+
+def test_high_frequency_loss_takes_one_more_matrix_of_the_size_of_the_logits_and_five_buffers():
+    s, t = logits(5000, 4, 0).requires_grad_(), logits(5000, 4, 1)
+    edge_index = torch.randint(5000, (2, 300), generator=Generator().manual_seed(0))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        loss = high_frequency_loss(s, t, edge_index, 1.5, chunk=100)
+    assert loss > 0
+    changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = list(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda e: e.start_ns())))
+    assert s.nbytes + 5 * 8 * 400 <= max(held) < 1.3 * s.nbytes  # parts of a chunk come and go
+    assert held[-1] < 1.05 * s.nbytes
 
 
 def test_high_frequency_loss_moves_only_the_ends_of_its_edges():

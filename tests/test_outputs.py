@@ -34,6 +34,7 @@ def in_levels(codebook):
     return torch.stack([codebook.flip(1) + 1, codebook])
 
 
+LOW = r"low_target: expected probabilities summed .* in row "
 CASES = {
     "ids are floats": (lambda o: {"node_id": o.node_id.float()}, "node_id: expected int64"),
     "ids are 32-bit": (lambda o: {"node_id": o.node_id.int()}, "node_id: expected int64"),
@@ -53,6 +54,15 @@ CASES = {
     "codebook NaN": (lambda o: {"codebook": with_nan(o.codebook, 2)}, "codebook: expected finite.*row 2"),
     "logits infinite": (lambda o: {"logits": o.logits / 0}, "logits: expected finite"),
     "low_target wide": (lambda o: {"low_target": o.hidden}, "low_target: expected"),
+    "low_target negative": (
+        lambda o: {"low_target": o.low_target.clone().index_fill_(0, torch.tensor(3), -1)},
+        LOW + "3",
+    ),
+    "low_target of nothing": (
+        lambda o: {"low_target": o.low_target * (torch.arange(36) != 4)[:, None]},
+        LOW + "4, sum 0",
+    ),
+    "low_target of less than the node": (lambda o: {"low_target": o.soft_labels() * 0.99}, LOW + "0, sum 0.99"),
     "codebook flat": (lambda o: {"codebook": o.codebook[0]}, "codebook: expected a floating-point"),
     "codebook of four axes": (lambda o: {"codebook": o.codebook[None, None]}, "codebook: expected a floating-point"),
     "codebook NaN at a level": (
@@ -96,6 +106,34 @@ def test_a_teacher_is_a_constant_whatever_it_was_made_with(name, outputs):
 def test_optional_fields_may_be_missing(outputs):
     bare = TeacherOutputs(outputs.node_id, outputs.logits)
     assert all(getattr(bare, field) is None for field in (*FIELDS[2:], "transforms"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_low_target_of_nodes_alone_is_taken_in_any_precision(dtype):
+    """Rows of sum 1, but for rounding."""
+    logits = 3 * torch.randn(2000, 40, generator=Generator().manual_seed(0)).to(dtype)
+    p = logits.softmax(1)
+    assert (p.sum(1, dtype=torch.float64) < 1).any()
+    assert TeacherOutputs(torch.arange(2000), logits, low_target=p).low_target is not None
+    with pytest.raises(G2MError, match="low_target: expected probabilities"):
+        TeacherOutputs(torch.arange(2000), logits, low_target=p / 2)
+
+
+@pytest.mark.parametrize(
+    ("edge_index", "message"),
+    [
+        (
+            [[-1], [0]],
+            r"edge_index: expected node ids in \[0, 35\], rows .*got \[-1, 0\].*graph\.observed\(\)\.edge_index",
+        ),
+        ([[0], [36]], r"edge_index: .*got \[0, 36\].*graph\.observed\(\)\.edge_index"),
+        ([[0, 1], [1, 2], [2, 3]], r"edge_index: expected shape \[2, E\] \(got \(3, 2\)\)"),
+        ([[0.0], [1.0]], r"edge_index: .*got torch\.float32"),
+    ],
+)
+def test_high_pass_checks_its_edges(edge_index, message, outputs):
+    with pytest.raises(G2MError, match=message):
+        outputs.high_pass(torch.tensor(edge_index))
 
 
 @settings(max_examples=30)

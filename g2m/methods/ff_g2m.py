@@ -40,6 +40,8 @@ class FFG2M(Method):
             alone, ``low=0, high=0, soft=1`` GLNN. With ``high=0`` and ``tau1=1`` the graph's edges are not used.
         hfd_space: ``"centred"`` (default): logits less their mean, for HFD would see the constant that softmax does
             not; ``"raw"``: logits as they are, as published.
+
+    The teacher's ``low_target`` is read where LFD is at ``tau1=1`` alone; otherwise its logits will do.
     """
 
     name = "ff_g2m"
@@ -65,6 +67,8 @@ class FFG2M(Method):
         self.soft = check_range("soft", soft, 0)
         self.hfd_space = choose("hfd_space", hfd_space, SPACES)
         self.takes_edges = bool(high or (low and tau1 != 1))
+        if not low or tau1 != 1:  # sums at another temperature are made here
+            self.needs = frozenset({"logits"})
         if not low + high + soft:
             raise G2MError("low, high, soft: expected at least one above 0 (got 0, 0, 0). Use method 'mlp' instead.")
 

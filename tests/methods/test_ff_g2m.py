@@ -152,6 +152,23 @@ def test_the_low_part_reads_no_edge_at_tau_one(world):
     torch.testing.assert_close(other, with_edges, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"low": 0}, {"tau1": 2.0}, {"low": 0, "high": 0, "soft": 1}])
+def test_sums_of_the_teacher_are_asked_for_only_where_they_are_read(options):
+    """They are not part of what such a student is then, either."""
+    graph, outputs = blocks(), outputs_of(blocks())
+    bare = replace(outputs, low_target=None)
+    first, second = (student("ff_g2m", **options).fit(graph, given) for given in (outputs, bare))
+    assert same_bits(weights(first), weights(second))
+    assert first.meta_["outputs"] == second.meta_["outputs"] == bare.fingerprint({"logits"})
+
+
+@pytest.mark.parametrize("options", [{}, {"high": 0}])
+def test_where_the_teachers_sums_are_missing_the_error_says_who_makes_them(options):
+    graph = blocks()
+    with pytest.raises(G2MError, match=r"needs low_target.*teacher\.outputs\(graph\)"):
+        student("ff_g2m", **options).fit(graph, replace(outputs_of(graph), low_target=None))
+
+
 def test_weights_of_nothing_are_refused():
     with pytest.raises(G2MError, match="at least one above 0"):
         make_method("ff_g2m", {"low": 0, "high": 0})
