@@ -331,7 +331,7 @@ def of_arcs(position: Tensor, known: Tensor, edge_index: Tensor, num_nodes: int)
     counts = known[row] == source
     row, target = row[counts], target[counts]
     row = row[target.argsort(stable=True)]
-    first = F.pad(torch.bincount(target, minlength=num_nodes).cumsum(0)[:-1], (1, 0))  # of each node's arcs
+    first = F.pad(torch.bincount(target, minlength=num_nodes).cumsum(0), (1, 0))[:-1]  # of each node's arcs
     return F.embedding_bag(row.to(position.device), position, first.to(position.device), mode="mean")
 
 

@@ -384,6 +384,7 @@ def test_a_node_that_knows_nobody_is_at_zero():
     found = of_neighbours(torch.tensor([[2.0, 4.0]]), torch.tensor([0]), graph)
     assert found.tolist() == [[2, 4], [2, 4], [0, 0], [0, 0], [0, 0]]
     assert torch.equal(of_neighbours(torch.empty(0, 2), torch.empty(0, dtype=torch.long), graph), torch.zeros(5, 2))
+    assert of_arcs(torch.ones(1, 2), torch.tensor([0]), torch.empty(2, 0, dtype=torch.long), 0).shape == (0, 2)
 
 
 def test_a_node_takes_in_the_arcs_that_arrive():
