@@ -25,7 +25,7 @@ from g2m.positions import of_arcs
 from g2m.sparse import receptive_field, sampled_field
 
 SIZES = (1, 1000)
-REPEATS, DRAWS = 1000, 64  # calls a measurement of a comparison, and sets of nodes that calls take in turn
+REPEATS, DRAWS = 1000, 64  # calls of a measurement at most, and sets of nodes that they take in turn
 
 Way = Callable[[Tensor], tuple[Tensor, int]]  # ids [n] to logits [n, C] and how many nodes' features were read
 
@@ -63,7 +63,7 @@ def student_latency(
         seconds: spent at most on each size, see :func:`measure`; default 1.
     """
     way = _student_way(_on("cpu", student), graph, _arcs_into(student, graph))
-    return {size: _time(way, _asked(graph, size), seconds, DRAWS) for size in sizes}
+    return {size: _time(way, _asked(graph, size), seconds) for size in sizes}
 
 
 def teacher_latency(
@@ -84,7 +84,7 @@ def teacher_latency(
     ways, result = _ways(teacher, graph), {}
     for size in sizes:
         draws = _once(_asked(graph, size))
-        result[size] = min((_time(way, draws, seconds, DRAWS) for way in ways.values()), key=_p50)
+        result[size] = min((_time(way, draws, seconds) for way in ways.values()), key=_p50)
     return result
 
 
@@ -199,9 +199,9 @@ def _p50(time: dict[str, float]) -> float:
     return time["p50"]
 
 
-def _time(way: Way, draws: Sequence[Tensor], seconds: float, repeats: int = REPEATS) -> dict[str, float]:
+def _time(way: Way, draws: Sequence[Tensor], seconds: float) -> dict[str, float]:
     turn = itertools.cycle(draws)
-    return measure(lambda: _answer(way, next(turn)), repeats=repeats, seconds=seconds)
+    return measure(lambda: _answer(way, next(turn)), repeats=REPEATS, seconds=seconds)
 
 
 def _read(way: Way, draws: Sequence[Tensor]) -> float:

@@ -108,7 +108,7 @@ def test_time_given_is_time_for_every_size_and_way(monkeypatch):
     graph = thin()
     teacher_latency(Teacher("gcn", hidden_channels=8, max_epochs=1).fit(graph), graph, seconds=0.25)
     student_latency(Student("mlp", hidden_channels=8, max_epochs=1).fit(graph), graph, sizes=(1,), seconds=0.5)
-    options = {"repeats": latency.DRAWS}
+    options = {"repeats": latency.REPEATS}
     assert given == [options | {"seconds": 0.25}] * 4 + [options | {"seconds": 0.5}]
 
 
