@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from g2m.bench import cells, read_results, run
 from g2m.data import load
 from g2m.errors import G2MError
@@ -50,10 +52,15 @@ def run_demo(
     kept = {cell.key: cell.experiment.method for cell in grid if (cell.setting, cell.seed) == ("transductive", 0)}
     folders = {key: folder if method == METHODS[-1] else folder / method for key, method in kept.items()}
     records = []
-    for record in run(grid, out=runs, folders=folders, progress=progress, cache=folder / "cache"):
-        records.append(record)
-        if on_cell is not None:
-            on_cell(record)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a graph gains nothing by two, which wait for each other beside a busy process
+    try:
+        for record in run(grid, out=runs, folders=folders, progress=progress, cache=folder / "cache"):
+            records.append(record)
+            if on_cell is not None:
+                on_cell(record)
+    finally:
+        torch.set_num_threads(threads)
     graph = load(DATA, seed=0)
     speed = {"teacher": teacher_latency(Teacher.load(folder / "teacher.safetensors"), graph)}
     for key, method in kept.items():

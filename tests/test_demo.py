@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import sklearn.datasets
+import torch
 
 from g2m import bench, cli
 from g2m.bench import read_results
@@ -21,8 +22,19 @@ MODELS = {"SAGE", "GLNN", "MLP"}
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo's folder, its rows, and what it was told on the way."""
-    folder, seen = tmp_path_factory.mktemp("demo") / "new", []
-    return folder, run_demo(folder, seeds=1, on_cell=seen.append), seen
+    folder, seen, threads = tmp_path_factory.mktemp("demo") / "new", [], torch.get_num_threads()
+
+    def on_cell(record):
+        assert torch.get_num_threads() == 1  # scores do not depend on the machine's cores
+        seen.append(record)
+
+    torch.set_num_threads(2)
+    try:
+        rows = run_demo(folder, seeds=1, on_cell=on_cell)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    return folder, rows, seen
 
 
 def test_everything_is_there(demo):
