@@ -530,8 +530,11 @@ def condense_command(
     ] = "scored",
     hops: Annotated[int, typer.Option(help="Layers of the networks to be trained on it; one more for GCN.")] = 2,
     budget: Annotated[
-        str, typer.Option(help="Bytes: 3000, 10kB, or a share of the training graphs', 1%; lossless has none.")
-    ] = "1%",
+        str | None,
+        typer.Option(
+            help="Bytes: 3000, 10kB, or a share of the training graphs', default 1%; none with lossless or min_support."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of what is drawn.")] = 0,
     options: Annotated[list[str] | None, typer.Option("-o", help="key=value: an option of the method.")] = None,
     target: Annotated[

@@ -58,6 +58,21 @@ def check_whole(argument: str, value: int, low: int = 1) -> int:
     raise G2MError(f"{argument}: expected a whole number from {low} (got {value!r}).")
 
 
+def check_seed(seed: int) -> int:
+    """Return ``seed`` if it is a whole number that every library takes, from 0 and below 2³²; else raise
+    :class:`G2MError`."""
+    if check_whole("seed", seed, 0) < 1 << 32:
+        return int(seed)
+    raise G2MError(f"seed: expected a whole number below 4294967296 (got {seed!r}).")
+
+
+def check_flag(argument: str, value: bool) -> bool:
+    """Return ``value`` if it is true or false; else raise :class:`G2MError`: the word "False" would count as true."""
+    if isinstance(value, bool):
+        return value
+    raise G2MError(f"{argument}: expected True or False (got {value!r}).")
+
+
 def check_range(
     argument: str, value: float, low: float, high: float = inf, *, open_low: bool = False, open_high: bool = False
 ) -> float:

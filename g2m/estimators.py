@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from g2m import distributed, frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
-from g2m.errors import FileError, G2MError, check_keys, check_range, check_whole, choose
+from g2m.errors import FileError, G2MError, check_flag, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
 from g2m.memory import check_memory
@@ -266,9 +266,8 @@ class Teacher(_Estimator):
                 "fan_out: expected a model by name, no tokenizer but 'beside' and no partitions (got other). "
                 "Leave it out."
             )
-        if not isinstance(checkpoint_activations, bool):
-            raise G2MError(f"checkpoint_activations: expected True or False (got {checkpoint_activations!r}).")
-        self.checkpoint_activations, self.precision = checkpoint_activations, choose("precision", precision, PRECISIONS)
+        self.checkpoint_activations = check_flag("checkpoint_activations", checkpoint_activations)
+        self.precision = choose("precision", precision, PRECISIONS)
         self._check_options()
         if members > 1 and tokenizer is not None:
             raise G2MError(
@@ -661,8 +660,7 @@ class Student(_Estimator):
         check_batch_size(batch_size)
         if edge_batch_size is not None:
             check_whole("edge_batch_size", edge_batch_size)
-        if not isinstance(reference_schedule, bool):
-            raise G2MError(f"reference_schedule: expected True or False (got {reference_schedule!r}).")
+        check_flag("reference_schedule", reference_schedule)
 
     def _build(self, in_channels: int, out_channels: int) -> MLP:
         sizes = {"num_layers": self.num_layers, "dropout": self.dropout, "norm": self.norm}
@@ -1134,6 +1132,11 @@ def _check_outputs(method: Method, graph: Graph, outputs: TeacherOutputs | None)
     elif method.needs:
         raise G2MError(f"outputs: method {method.name!r} learns from a teacher. Pass outputs=teacher.outputs(graph).")
     missing = sorted(name for name in method.needs if getattr(outputs, name, None) is None)
+    if missing == ["entropy_change"]:  # any teacher's, but for passes that were left out
+        raise G2MError(
+            f"outputs: method {method.name!r} needs entropy_change, which noise_draws=0 leaves out. Take "
+            "teacher.outputs(graph) with noise_draws from 1."
+        )
     if missing:
         options = "".join(f", {name}={value!r}" for name, value in method.teacher_options.items())
         raise G2MError(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from g2m import metrics, storage
 from g2m.batches import Batch, GraphBatches, check_batch_size
 from g2m.condense.program import Program
-from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
 from g2m.estimators import Answer, OnEpoch, _Estimator, _restore, scores
 from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, divides_by_degrees, shape_of
 from g2m.graphs import Graphs
@@ -91,9 +91,7 @@ class GraphClassifier(_Estimator):
         self.pooling = choose("pooling", pooling, POOLINGS)
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, check_batch_size(batch_size)
         self.draws = None if draws is None else check_whole("draws", draws)
-        self.max_epochs, self.patience, self.share = max_epochs, patience, share
-        if not isinstance(share, bool):
-            raise G2MError(f"share: expected True or False (got {share!r}).")
+        self.max_epochs, self.patience, self.share = max_epochs, patience, check_flag("share", share)
         self.precision = choose("precision", precision, _PRECISIONS)
         self.seed, self.device, self.options = seed, device, options
         self._check_options()

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch_geometric.utils import coalesce, remove_self_loops
 
-from g2m.errors import G2MError, check_range, check_whole
+from g2m.errors import G2MError, check_range, check_seed, check_whole
 from g2m.graph import Graph, check_edge_index
 
 # Walks and skip-gram are our own: torch_geometric's Node2Vec walks with pyg-lib or torch-cluster alone, neither of
@@ -164,7 +164,7 @@ def deepwalk(
     check_whole("epochs", epochs)
     check_whole("negatives", negatives)
     check_range("lr", lr, 0, open_low=True)
-    generator = Generator().manual_seed(check_whole("seed", seed, 0))
+    generator = Generator().manual_seed(check_seed(seed))
     arcs = _arcs(graph.edge_index, graph.num_nodes)
     inside = _leave(arcs)
     inside[arcs.target[inside.repeat_interleave(arcs.degree)]] = True  # an arc that arrives makes a neighbour, too

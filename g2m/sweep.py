@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from g2m.bench import run, start_worker
-from g2m.errors import G2MError, check_range, check_whole, choose
+from g2m.errors import G2MError, check_range, check_seed, check_whole, choose
 from g2m.experiments import ExperimentFile
 from g2m.graph import SETTINGS
 from g2m.report import mean_std
@@ -124,7 +124,7 @@ class Sweep:
     def __post_init__(self) -> None:
         choose("setting", self.setting, SETTINGS)
         check_whole("seeds", self.seeds)
-        check_whole("seed", self.seed, 0)
+        check_seed(self.seed)
         if self.also is not None:
             choose("also", self.also, self._trials().also)
         object.__setattr__(self, "experiment", self.experiment.searched(sizes=self.also is not None))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch_geometric.utils import to_undirected
 
 from g2m.codebook import CODE_METRICS, Codebook, perplexity, usage
-from g2m.errors import G2MError, check_range, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import min_max_edge_loss, sampled_edge_loss, scaled_cosine_error
 from g2m.models import GNN, BatchNorm, Output
@@ -97,7 +97,7 @@ class Tokenizer(nn.Module):
         self.commitment = check_range("commitment", commitment, 0)
         self.node_target = choose("node_target", node_target, NODE_TARGETS)
         self.edge_decoder = choose("edge_decoder", edge_decoder, EDGE_DECODERS)
-        self.reference = reference
+        self.reference = check_flag("reference", reference)
         # Batch norm: codes follow slowly, and a step of the encoder shifts all vectors at once (Łańcucki et al., Robust
         # Training of Vector Quantized Bottleneck Models, IJCNN 2020).
         linear = (nn.Linear(hidden_channels, code_dim), BatchNorm(code_dim, affine=False))

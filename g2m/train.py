@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from g2m import distributed, storage
 from g2m.batches import Batch
-from g2m.errors import FileError, G2MError, OutOfMemoryError, check_range, check_whole
+from g2m.errors import FileError, G2MError, OutOfMemoryError, check_range, check_seed, check_whole
 from g2m.models import Output, rows_shared
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
@@ -58,7 +58,7 @@ def check_options(*, lr: float, weight_decay: float, max_epochs: int, patience: 
     check_range("weight_decay", weight_decay, 0)
     check_whole("max_epochs", max_epochs)
     check_whole("patience", patience)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from g2m.condense.condensed import CondensedSet
 from g2m.condense.trees import RowKeys, TreeKeys, graph_sets, tree_classes
-from g2m.errors import G2MError, check_range, check_whole
+from g2m.errors import G2MError, check_range, check_seed, check_whole
 from g2m.graphs import Graphs
 from g2m.sparse import CSR
 from g2m.train import seeded
@@ -95,7 +95,7 @@ def kcenter(graphs: Graphs, *, budget: int, num_hops: int, seed: int) -> Condens
 def _check(budget: int, num_hops: int, seed: int) -> None:
     check_whole("budget", budget)
     check_whole("num_hops", num_hops, 0)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
 
 
 def _groups(graphs: Graphs) -> list[np.ndarray]:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from g2m import metrics
 from g2m.condense.condensed import Bytes, CondensedSet
-from g2m.condense.methods import METHODS, condense, everything
+from g2m.condense.methods import METHODS, check_budget, check_options, condense, everything
 from g2m.condense.scored import CountModel
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
+from g2m.errors import G2MError, check_names, check_whole, choose
 from g2m.estimators import versions
 from g2m.experiments import FOLDER, key_values
 from g2m.graph_classifier import GraphClassifier
@@ -135,7 +135,7 @@ class CondenseCell:
         """Return the condensed set of the cell, made, or read from the cache."""
         from g2m.bench import cache_folder
 
-        method, options = SETS.get(self.row.removeprefix("shuffled "), (self.row, {}))
+        method, options = self._method
         options = options | self.method_options | ({"degrees": True} if self._degrees else {})
         given = {"method": method, "num_hops": self.hops, "budget": self.budget, "seed": self.seed, **options}
         if "min_support" in options or method == "lossless":
@@ -158,15 +158,24 @@ class CondenseCell:
     def check(self) -> None:
         """Refuse a wrong option before anything is trained."""
         check_whole("hops", self.hops)
-        self.network()
-        method, own = SETS[self.row]
-        known = inspect.signature(METHODS[method]).parameters.keys() - {"graphs", "num_hops", "budget", "seed"}
-        check_keys(f"method {method!r}", {**own, **self.method_options}, known)
+        check_budget(self.budget)
+        if self.backbone is not None:
+            self.network()
+        method, own = self._method
+        if twice := own.keys() & self.method_options:
+            raise G2MError(f"-o: {method}.{min(twice)} is what the row {self.row!r} says. Leave it out.")
+        if method in METHODS:
+            check_options(method, self.method_options)
+
+    @property
+    def _method(self) -> tuple[str, Mapping[str, Any]]:
+        """The method and its options that the row is of; for a row of no set, its own name."""
+        return SETS.get(self.row.removeprefix("shuffled "), (self.row, {}))
 
     @property
     def _degrees(self) -> bool:
         """Whether trees must tell degrees apart; methods that keep graphs have them anyway, and no such option."""
-        method, _ = SETS.get(self.row.removeprefix("shuffled "), (self.row, {}))
+        method, _ = self._method
         return divides_by_degrees(self.backbone) and "degrees" in inspect.signature(METHODS[method]).parameters
 
     def _trained(
@@ -237,6 +246,9 @@ def cells(
         choose("backbones", backbone, GRAPH_BACKBONES)
     check_whole("seeds", seeds)
     options, of_method = _options(overrides)
+    asked = {SETS.get(row.removeprefix("shuffled "), (row,))[0] for row in rows}
+    if unused := of_method.keys() - asked:
+        raise G2MError(f"-o: {min(unused)!r} is in none of the rows (got {', '.join(rows)}). Leave its options out.")
     made = []
     for name in data:
         known = shipped().get(name, {})
@@ -256,8 +268,8 @@ def cells(
                             kind, defaults = ("graphs", _FULL) if row in ("full", "lossless") else ("sets", SET_OPTIONS)
                             epochs = known.get("max_epochs", {}).get(kind, defaults["max_epochs"])
                             given = defaults | {"max_epochs": epochs} | options
-                        GraphClassifier(backbone, **{"num_layers": depth, **given})  # wrong options are refused here
                     made.append(CondenseCell(name, row, backbone, seed, depth, str(budget), given, own))
+                    made[-1].check()
     return made
 
 
@@ -308,6 +320,8 @@ def _without_network(cell: CondenseCell, graphs: Graphs) -> tuple[dict[str, floa
     if graphs.y.dim() == 2:
         raise G2MError(f"rows: {cell.row!r} is for one class a graph (got several tasks). Leave it out.")
     train, more = graphs.part("train"), {}
+    if len(graphs.y[train].unique()) < 2:
+        raise G2MError(f"rows: {cell.row!r} needs two classes among training graphs (got one). Leave it out.")
     if cell.row == "size":
         levels = [csr_array(graphs.ptr.diff().numpy()[:, None].astype(float))]
     else:
@@ -341,7 +355,7 @@ def _untrained(cell: CondenseCell, graphs: Graphs) -> tuple[dict[str, float], Re
             network = model._build(shape, graphs.num_tasks if tasks else graphs.num_classes).eval()
             found = network(parts["val"]).logits
             score = metrics.score(graphs.metric, found, graphs.y[graphs.part("val")])
-            if score > best:
+            if kept is None or score > best:  # of one class in val, ROC-AUC is none
                 best, kept = score, {"val": found, "test": network(parts["test"]).logits}
     answers = iter((kept["val"], kept["test"]))
     return _scores(graphs, lambda _: next(answers)), {}

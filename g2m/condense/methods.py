@@ -16,7 +16,7 @@ from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
 from g2m.condense.condensed import CondensedSet
 from g2m.condense.mirage import TreeTable, mirage
 from g2m.condense.scored import scored
-from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_range, check_seed, check_whole, choose
 from g2m.graphs import Graphs
 
 
@@ -56,7 +56,20 @@ METHODS: dict[str, Callable[..., CondensedSet]] = {
     "kcenter": kcenter,
     "doscond": doscond,
 }
+_OF_THE_RUN = ("graphs", "num_hops", "budget", "seed")  # arguments of all methods
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
+
+
+def check_budget(budget: int | str) -> tuple[float, bool]:
+    """Return a budget's number, in bytes or in percent, and whether it is percent; see :func:`budget_bytes`."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[a-zA-Z]*)\s*", budget) if isinstance(budget, str) else None
+    if found and found[2] == "%":
+        return check_range("budget", float(found[1]), 0), True
+    if found and found[2].lower() in _UNITS:
+        budget = int(check_range("budget", float(found[1]), 0) * _UNITS[found[2].lower()])
+    elif isinstance(budget, str):
+        raise G2MError(f"budget: expected bytes, such as 3000, '10kB' or '1%' (got {budget!r}).")
+    return check_whole("budget", budget), False
 
 
 def budget_bytes(budget: int | str, graphs: Graphs) -> int:
@@ -70,14 +83,17 @@ def budget_bytes(budget: int | str, graphs: Graphs) -> int:
     Raises:
         G2MError: on anything else.
     """
-    if isinstance(budget, str):
-        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[a-zA-Z]*)\s*", budget)
-        if found and found[2] == "%":
-            return check_whole("budget", int(float(found[1]) / 100 * everything(graphs).nbytes().raw))
-        if not found or found[2].lower() not in _UNITS:
-            raise G2MError(f"budget: expected bytes, such as 3000, '10kB' or '1%' (got {budget!r}).")
-        budget = int(float(found[1]) * _UNITS[found[2].lower()])
-    return check_whole("budget", budget)
+    number, percent = check_budget(budget)
+    return check_whole("budget", int(number / 100 * everything(graphs).nbytes().raw)) if percent else int(number)
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown method, or what is none of its options."""
+    parameters = inspect.signature(METHODS[choose("method", method, METHODS)]).parameters
+    check_keys(f"method {method!r}", options, [p for p in parameters if p not in _OF_THE_RUN])
+    for name in ("faithful", "degrees"):
+        if name in options:
+            check_flag(name, options[name])
 
 
 def function_of(method: str, graphs: Graphs, options: Mapping[str, Any]) -> Callable[..., CondensedSet]:
@@ -88,10 +104,8 @@ def function_of(method: str, graphs: Graphs, options: Mapping[str, Any]) -> Call
     """
     if not isinstance(graphs, Graphs):
         raise G2MError(f"graphs: expected g2m.Graphs (got {type(graphs).__name__}). Load a card of sets of graphs.")
-    function = METHODS[choose("method", method, METHODS)]
-    allowed = [p for p in inspect.signature(function).parameters if p not in ("graphs", "budget", "num_hops", "seed")]
-    check_keys(f"method {method!r}", options, allowed)
-    return function
+    check_options(method, options)
+    return METHODS[method]
 
 
 def condense(
@@ -99,7 +113,7 @@ def condense(
     method: str = "scored",
     *,
     num_hops: int = 2,
-    budget: int | str | None = "1%",
+    budget: int | str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> CondensedSet:
@@ -111,23 +125,24 @@ def condense(
             ``"doscond"``.
         num_hops: layers of the networks that are to be trained on it, from 1; default 2. One more for GCN, or
             ``degrees=True``.
-        budget: bytes that the set may take, or as text ``"10kB"``, ``"1%"`` (default) of the training graphs'.
+        budget: bytes that the set may take, or as text ``"10kB"``, ``"1%"`` of the training graphs', the default.
             ``"lossless"`` has none, and ``"mirage"`` none with ``min_support``.
         seed: of what is drawn, default 0.
         options: of the method, see :mod:`g2m.condense`.
 
     Raises:
-        G2MError: on an unknown method or option, or a budget too small for anything.
+        G2MError: on an unknown method or option, a budget too small for anything, or one where there is none.
     """
     function = function_of(method, graphs, options)
-    num_hops, seed = check_whole("num_hops", num_hops), check_whole("seed", seed, 0)
+    num_hops, seed = check_whole("num_hops", num_hops), check_seed(seed)
     train = graphs.subset(graphs.part("train"))
     started = time.perf_counter()
     given: dict[str, Any] = {"num_hops": num_hops, "seed": seed, **options}
     if method != "lossless" and options.get("min_support") is None:
-        if budget is None:
-            raise G2MError(f"budget: method {method!r} needs one (got none). Give bytes, or '1%' of the graphs'.")
-        given["budget"] = budget_bytes(budget, train)
+        given["budget"] = budget_bytes("1%" if budget is None else budget, train)
+    elif budget is not None:
+        without = "method 'lossless'" if method == "lossless" else "min_support"
+        raise G2MError(f"budget: expected none with {without} (got {budget!r}). Leave out either.")
     made = function(train, **given)
     meta = {
         "method": method,

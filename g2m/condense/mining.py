@@ -37,6 +37,10 @@ Itemset = tuple[int, ...]
 Transactions = sparray | spmatrix | Sequence[Iterable[int]]
 
 
+class TooManyError(G2MError):
+    """More itemsets than asked for."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Itemsets:
     """Itemsets of a database by support, highest first, then by their items; iterates over the itemsets alone.
@@ -159,7 +163,7 @@ def mine(
             least = 2**longest - 1 if kind == "frequent" else 0  # every part of a frequent itemset is frequent
             number = f"more than {limit:,}" if least <= limit else f"at least {least:,}"
             way = ", take kind='closed', which keeps every support," if kind == "frequent" else ""
-            raise G2MError(
+            raise TooManyError(
                 f"limit: expected at most {limit:,} itemsets (got {number} {'frequent' if way else 'closed'} ones at "
                 f"min_support={floor}, of {matrix.shape[0]:,} transactions). Raise min_support{way} or raise limit."
             )

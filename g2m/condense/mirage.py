@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -11,10 +12,10 @@ import torch
 from scipy.sparse import coo_array, csr_array
 
 from g2m.condense.condensed import CondensedSet, Trees
-from g2m.condense.mining import Cover, Itemset, cover, mine, top_k, within_budget
+from g2m.condense.mining import LIMIT, Cover, Itemset, TooManyError, cover, mine, top_k, within_budget
 from g2m.condense.program import attributes
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
-from g2m.errors import G2MError, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
 from g2m.graphs import Graphs
 
 SHARED = ("keep", "drop")
@@ -37,7 +38,7 @@ class TreeTable:
         if not graphs.num_nodes:
             raise G2MError("graphs: expected nodes in the training graphs (got none). There are no trees to condense.")
         self.graphs, self.num_hops = graphs, check_whole("num_hops", num_hops)
-        self.keys = TreeKeys(degree=degrees).fit(graphs)
+        self.keys = TreeKeys(degree=check_flag("degrees", degrees)).fit(graphs)
         self.classes = tree_classes(graphs.edge_index, *self.keys.transform(graphs), num_hops=num_hops)
         self.dag = self.classes.dag
         self.counts = self.at(num_hops)
@@ -67,7 +68,7 @@ def mirage(
     *,
     num_hops: int,
     budget: int | None = None,
-    min_support: float | Mapping[int, float] | None = None,
+    min_support: float | Sequence[float] | Mapping[int | str, float] | None = None,
     faithful: bool = False,
     shared: str = "keep",
     prior: str = "train",
@@ -86,7 +87,7 @@ def mirage(
         num_hops: of the trees, from 1: as many as layers of the networks to be trained.
         budget: bytes that the set may take.
         min_support: of the sets of trees, a number of graphs or a share of them; in place of a budget. With
-            ``faithful`` of the graphs of each class, or one for each in a mapping.
+            ``faithful`` of the graphs of each class, or one for each in a list or a mapping.
         faithful: the paper's way: sets mined class by class, each tree once, plain labels, chance to be drawn in
             proportion to support; and all frequent sets, where closed ones would do. Default ``False``.
         shared: with ``faithful``, sets that are frequent in several classes: ``"keep"`` (default), once for each;
@@ -104,20 +105,30 @@ def mirage(
     choose("shared", shared, SHARED)
     choose("prior", prior, PRIORS)
     check_whole("min_size", min_size)
+    if shared != "keep" and not faithful:
+        raise G2MError(
+            f"shared: expected 'keep' without faithful (got {shared!r}): ours holds a set once. Leave it out."
+        )
     if (budget is None) == (min_support is None):
         raise G2MError(
             f"budget: expected either budget or min_support (got {budget!r}, {min_support!r}). Give one of the two."
         )
     table = TreeTable(graphs, num_hops, degrees)
-    if faithful:
+    if check_flag("faithful", faithful):
         made = _by_class(table, budget, min_support, shared, prior, min_size)
     else:
         made = _together(table, budget, min_support, prior, min_size)
+    name, given = ("budget", budget) if min_support is None else ("min_support", min_support)
     if not len(made):
         raise G2MError(
-            f"{'budget' if min_support is None else 'min_support'}: expected one that leaves some set of trees (got "
-            f"{min_support if budget is None else budget}). Raise the budget, lower min_support, or take fewer hops; "
-            "g2m.condense.inspect says how often trees repeat."
+            f"{name}: expected one that leaves some set of trees (got {given}). Raise the budget, lower min_support, "
+            "or take fewer hops; g2m.condense.inspect says how often trees repeat."
+        )
+    if faithful and (missing := set(graphs.y.tolist()) - set(made.y.tolist())):
+        warnings.warn(
+            f"{name}: {given} leaves no set of trees of class {min(missing)}, which a network trained on the rest "
+            "cannot know. Raise the budget, or lower min_support.",
+            stacklevel=3,
         )
     return made
 
@@ -128,7 +139,7 @@ def mirage(
 def _by_class(
     table: TreeTable,
     budget: int | None,
-    min_support: float | Mapping[int, float] | None,
+    min_support: float | Sequence[float] | Mapping[int | str, float] | None,
     shared: str,
     prior: str,
     min_size: int,
@@ -137,7 +148,8 @@ def _by_class(
     if y.ndim == 2:
         raise G2MError("faithful: expected one class a graph (got several tasks). Leave it out: ours takes tasks.")
     present = [c for c in range(num_classes) if (y == c).any()]
-    if isinstance(min_support, Mapping) and (missing := [c for c in present if c not in min_support]):
+    support_of = _by_name(min_support, num_classes)
+    if missing := [c for c in present if c not in support_of]:
         raise G2MError(f"min_support: expected one for each class (got none for {missing[0]}). Add it.")
 
     def make(share: float) -> CondensedSet:
@@ -147,8 +159,13 @@ def _by_class(
             if budget is not None:
                 sets = within_budget(transactions, _size(table, num_classes, min_size), share, kind="frequent")
             else:
-                support = min_support[c] if isinstance(min_support, Mapping) else min_support
-                sets = mine(transactions, min_support=support, kind="frequent")
+                try:
+                    sets = mine(transactions, min_support=support_of[c], kind="frequent")
+                except TooManyError:
+                    raise G2MError(
+                        f"min_support: expected one that at most {LIMIT:,} sets of trees reach (got {support_of[c]}, "
+                        f"for class {c}). Raise it, or leave faithful out: ours takes closed sets."
+                    ) from None
             found[c] = {items: int(s) for items, s in zip(sets, sets.supports, strict=True) if len(items) >= min_size}
         if shared == "drop":
             common = {items for c in found for items in found[c] if any(items in found[d] for d in found if d != c)}
@@ -167,6 +184,20 @@ def _by_class(
         share *= 0.95 * budget / size  # together, classes may need wider numbers, of trees and weights, than apart
         made = make(share)
     return made
+
+
+def _by_name(
+    min_support: float | Sequence[float] | Mapping[int | str, float] | None, num_classes: int
+) -> dict[int, float | None]:
+    """Return the threshold of each class; a file's names of classes are text."""
+    if isinstance(min_support, Mapping):
+        found = {int(c) if str(c).isdecimal() else c: support for c, support in min_support.items()}
+    elif isinstance(min_support, list | tuple):
+        found = dict(enumerate(min_support))
+    else:
+        return dict.fromkeys(range(num_classes), min_support)
+    check_keys("min_support", map(str, found), map(str, range(num_classes)))
+    return found
 
 
 def _bags(table: TreeTable, patterns: Sequence[Itemset]) -> Trees:
@@ -217,10 +248,12 @@ def shares(values: np.ndarray) -> np.ndarray:
 
 
 def _together(
-    table: TreeTable, budget: int | None, min_support: float | Mapping[int, float] | None, prior: str, min_size: int
+    table: TreeTable, budget: int | None, min_support: float | None, prior: str, min_size: int
 ) -> CondensedSet:
-    if isinstance(min_support, Mapping):
-        raise G2MError("min_support: expected one number (got a mapping). One for each class needs faithful=True.")
+    if isinstance(min_support, Mapping | list | tuple):
+        raise G2MError(
+            f"min_support: expected one number (got {min_support!r}). One for each class needs faithful=True."
+        )
     if budget is None:
         sets = mine(table.counts, min_support=min_support)
         return _records(table, [items for items in sets if len(items) >= min_size], prior)

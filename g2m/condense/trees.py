@@ -18,7 +18,7 @@ import torch
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from g2m.errors import G2MError, check_whole, choose
+from g2m.errors import G2MError, check_seed, check_whole, choose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ class RowKeys:
         seed: int = 0,
     ) -> None:
         self.kind = choose("kind", kind, ROWS)
-        self.columns, self.bins, self.codes, self.seed = columns, check_whole("bins", bins, 2), codes, seed
+        self.columns, self.bins, self.codes, self.seed = columns, check_whole("bins", bins, 2), codes, check_seed(seed)
         check_whole("codes", codes)
 
     def fit(self, x: Array) -> RowKeys:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from g2m.data import ogb
-from g2m.errors import G2MError, check_range, check_whole, choose
+from g2m.errors import G2MError, check_range, check_seed, check_whole, choose
 from g2m.graph import Graph, check_features
 from g2m.graphs import flat
 
@@ -114,7 +114,7 @@ def sbm(
     check_whole("num_classes", num_classes, 2)
     check_whole("num_nodes", num_nodes, num_classes)
     check_whole("num_features", num_features, 1)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
     check_range("avg_degree", avg_degree, 0)
     check_range("homophily", homophily, 0, 1)
     check_range("feature_signal", feature_signal, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from g2m.batches import Batch
-from g2m.errors import G2MError, check_range, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.methods.base import REGISTRY, Method, first_unless_beaten
 from g2m.methods.onehop import TARGETS, alike
@@ -61,10 +61,12 @@ class Auto(Method):
         self, *, mixture: Mapping[str, float] | None = None, budget: int = 8, neighbours: bool = False
     ) -> None:
         super().__init__()
-        self.budget, self.neighbours = check_whole("budget", budget), bool(neighbours)
+        self.budget, self.neighbours = check_whole("budget", budget), check_flag("neighbours", neighbours)
         self.mixture = mixture
         if mixture is None:
             return
+        if neighbours:
+            raise G2MError("neighbours: expected False with a mixture, which is not searched for. Leave out either.")
         if not isinstance(mixture, Mapping) or not mixture:
             raise G2MError(f"mixture: expected weights by name, {{'glnn': 1.0, 'krd': 0.5}} (got {mixture!r}).")
         self.mixture = mixture = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric.utils import remove_self_loops
 
 from g2m.batches import Batch
-from g2m.errors import check_range, check_whole
+from g2m.errors import check_flag, check_range, check_whole
 from g2m.graph import Graph
 from g2m.losses import low_frequency_loss
 from g2m.methods.base import Method, label_loss
@@ -75,14 +75,16 @@ class KRD(Method):
         self.lam = check_range("lam", lam, 0, 1)
         self.tau = check_range("tau", tau, 0, open_low=True)
         self.momentum = check_range("momentum", momentum, 0, 1)
-        self.warmup, self.separate_means = check_whole("warmup", warmup, 0), bool(separate_means)
+        self.warmup, self.separate_means = (
+            check_whole("warmup", warmup, 0),
+            check_flag("separate_means", separate_means),
+        )
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
         change = outputs.entropy_change[:, 0]
         # By all but the largest: a single outlier would make all others look reliable.
-        self.register_buffer(
-            "unsteady", (change / change.quantile(0.99, interpolation="lower").clamp_min(1e-12)).clamp(0, 1), False
-        )
+        largest = change.kthvalue(99 * (len(change) - 1) // 100 + 1).values
+        self.register_buffer("unsteady", (change / largest.clamp_min(1e-12)).clamp(0, 1), False)
         self.register_buffer("log_p", outputs.log_soft_labels(self.tau), False)
         self.register_buffer("power", torch.ones(()))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from g2m.batches import Batch, random_rows
-from g2m.errors import check_range, check_whole, choose
+from g2m.errors import check_flag, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import similarity_loss, soft_label_loss
 from g2m.methods.base import Method, hidden_width, label_loss
@@ -82,7 +82,7 @@ class NOSMOG(Method):
         self.tau = check_range("tau", tau, 0, open_low=True)
         self.mu, self.eta = check_range("mu", mu, 0), check_range("eta", eta, 0)
         self.epsilon = check_range("epsilon", epsilon, 0)
-        self.normalise, self.ascents = bool(normalise), check_whole("ascents", ascents)
+        self.normalise, self.ascents = check_flag("normalise", normalise), check_whole("ascents", ascents)
         every = adversarial_nodes == "all"
         self.adversarial_nodes = "all" if every else check_whole("adversarial_nodes", adversarial_nodes)
         position = "none" if position is None else choose("position", position, POSITIONS)
@@ -90,7 +90,8 @@ class NOSMOG(Method):
         self.walk_length = check_whole("walk_length", walk_length, 2)
         self.num_walks, self.window = check_whole("num_walks", num_walks), check_whole("window", window)
         self.position_epochs = check_whole("position_epochs", position_epochs)
-        self.position, self.takes_edges, self.standardise = position, position != "none", bool(standardise)
+        self.position, self.takes_edges = position, position != "none"
+        self.standardise = check_flag("standardise", standardise)
 
     def positions(self, graph: Graph, outputs: TeacherOutputs | None) -> Tensor | None:
         if self.position == "none":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from g2m.batches import Batch
-from g2m.errors import check_range, check_whole
+from g2m.errors import check_flag, check_range, check_whole
 from g2m.graph import Graph
 from g2m.losses import soft_label_loss
 from g2m.methods.base import Method, label_loss
@@ -60,7 +60,8 @@ class Propagated(Method):
         self.tau = check_range("tau", tau, 0, open_low=True)
         self.alpha = check_range("alpha", alpha, 0, 1)
         self.propagations = check_whole("propagations", propagations, 0)
-        self.clamp, self.compatibility = bool(clamp), bool(compatibility)
+        self.clamp = check_flag("clamp", clamp)
+        self.compatibility = check_flag("compatibility", compatibility)
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
         return {"log_soft_labels": self.diffused(graph, outputs.soft_labels(self.tau)).clamp_min(1e-12).log()}

@@ -197,11 +197,11 @@ def test_runs_of_other_options_have_lines_of_their_own():
         (_, header, found), *_ = tables(records)
         return {line[0]: dict(zip(header, line, strict=True)) for line in found}
 
-    plain, more = ran(0.5), ran(0.8, ["lr=0.1", "scored.temperature=2"], backbones=["gin"])
+    plain, more = ran(0.5), ran(0.8, ["lr=0.1", "scored.degrees=true"], backbones=["gin"])
     assert lines(plain + plain) == lines(plain)
     assert lines(plain).keys() == {"scored", "shuffled scored", "wl"}
     both = lines([*plain, *more, *json.loads(json.dumps(plain))])
-    before, now = "lr=0.01 scored.temperature=default", "lr=0.1 scored.temperature=2"
+    before, now = "lr=0.01 scored.degrees=default", "lr=0.1 scored.degrees=true"
     assert both.keys() == {f"{row} ({words})" for row in ("scored", "shuffled scored") for words in (before, now)} | {
         "wl"
     }
@@ -267,6 +267,15 @@ def test_a_line_is_compared_with_controls_of_its_networks_options(turned):
         ({"rows": ["full"], "overrides": ("hiden_channels=3",)}, "hidden_channels"),
         ({"rows": ["full"], "overrides": ("mirag.min_size=3",)}, "Did you mean 'mirage'"),
         ({"rows": ["full"], "overrides": ("num_layers=3",)}, "num_layers.*--hops"),
+        ({"rows": ["full", "random"], "overrides": ("mirage.min_size=3",)}, "'mirage' is in none of the rows"),
+        ({"rows": ["mirage"], "overrides": ("mirage.min_sise=3",)}, "Did you mean 'min_size'"),
+        ({"rows": ["mirage"], "overrides": ("mirage.budget=300",)}, "method 'mirage': unknown key 'budget'"),
+        ({"rows": ["mirage"], "overrides": ("mirage.method=random",)}, "method 'mirage': unknown key 'method'"),
+        (
+            {"rows": ["mirage, faithful"], "overrides": ("mirage.faithful=false",)},
+            "what the row 'mirage, faithful' says",
+        ),
+        ({"rows": ["mirage"], "budget": "nope"}, "budget: expected bytes"),
         ({"rows": ["full"], "hops": 0}, "hops: expected a whole number from 1"),
     ],
 )

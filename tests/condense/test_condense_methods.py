@@ -23,7 +23,8 @@ TASKS = labelled(tasks=3, metric="rocauc", num_classes=None)
 
 
 def made_by(method: str, graphs: Graphs = GRAPHS, **options) -> CondensedSet:
-    return condense(graphs, method, **{"budget": 400, "num_hops": 2, **OPTIONS.get(method, {}), **options})
+    budget = {} if method == "lossless" or "min_support" in options else {"budget": 400}
+    return condense(graphs, method, **{**budget, "num_hops": 2, **OPTIONS.get(method, {}), **options})
 
 
 def classifier(backbone: str = "gin", **options) -> GraphClassifier:
@@ -81,7 +82,7 @@ def test_numbers_that_are_no_budget_are_refused(given):
 @methods
 def test_a_share_is_of_the_training_graphs_alone(method):
     whole = everything(GRAPHS.subset(GRAPHS.part("train"))).nbytes().raw
-    made = made_by(method, budget="50%")
+    made = made_by(method, **({} if method == "lossless" else {"budget": "50%"}))
     if method == "lossless":
         assert "budget" not in made.meta["options"]
     else:
@@ -293,8 +294,13 @@ def test_trees_are_kept_where_they_take_fewer_bytes_than_graphs(backbone, degree
         ({"num_hops": 0}, "num_hops: expected a whole number from 1"),
         ({"num_hops": 1.5}, "num_hops: expected a whole number from 1"),
         ({"seed": -1}, "seed: expected a whole number from 0"),
-        ({"budget": None}, "budget: method 'scored' needs one"),
-        ({"method": "random", "budget": None}, "budget: method 'random' needs one"),
+        ({"method": "lossless", "budget": 100}, r"budget: expected none with method 'lossless' \(got 100\)"),
+        ({"method": "mirage", "min_support": 2, "budget": "1%"}, "budget: expected none with min_support"),
+        ({"method": "mirage", "min_support": 2, "shared": "drop"}, "shared: expected 'keep' without faithful"),
+        ({"method": "mirage", "faithful": "False"}, r"faithful: expected True or False \(got 'False'\)"),
+        ({"method": "lossless", "degrees": "no"}, r"degrees: expected True or False \(got 'no'\)"),
+        ({"seed": 1 << 32}, "seed: expected a whole number below 4294967296"),
+        ({"budget": "9" * 400}, "budget: expected a number"),
         ({"budget": "1 per cent"}, "budget: expected bytes, such as"),
         ({"budget": 0}, "budget: expected a whole number from 1"),
         ({"graphs": GRAPHS.with_split({"val": [0], "test": [1]})}, "has no part 'train'"),

@@ -1,5 +1,6 @@
 """Mirage against its definition: trees as nested tuples, made node by node, and every subset of those of a graph."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from g2m import G2MError, Graphs, load
 from g2m.condense import CondensedSet, Trees, TreeTable, mine, mirage
+from g2m.condense.mining import TooManyError
 from g2m.condense.mirage import longest, rounded, shares
 from g2m.data.cards import find_card
 
@@ -155,6 +157,28 @@ def test_one_threshold_serves_all_classes_as_a_number_or_a_share():
         mirage(graphs, num_hops=1, min_support=support, faithful=True) for support in (0.5, 2, {0: 2, 1: 2})
     )
     assert records(share) == records(number) == records(each)
+
+
+@pytest.mark.parametrize("given", [[1, 2], {"0": 1, "1": 2}])
+def test_thresholds_by_class_come_from_files_too(given):
+    graphs = small(3)
+    plain = mirage(graphs, num_hops=1, min_support={0: 1, 1: 2}, faithful=True)
+    assert records(mirage(graphs, num_hops=1, min_support=given, faithful=True)) == records(plain)
+
+
+def test_a_class_that_is_left_out_is_named():
+    with pytest.warns(UserWarning, match="leaves no set of trees of class 1"):
+        made = mirage(small(3), num_hops=1, min_support=[1, 99], faithful=True)
+    assert set(made.y.tolist()) == {0}
+
+
+def test_more_sets_than_can_be_held_are_refused_in_its_own_words(monkeypatch):
+    def too_many(*_, **__):
+        raise TooManyError("limit")
+
+    monkeypatch.setattr(sys.modules["g2m.condense.mirage"], "mine", too_many)
+    with pytest.raises(G2MError, match=r"min_support: expected one that at most 100,000 .* leave faithful out"):
+        mirage(small(3), num_hops=1, min_support=1, faithful=True)
 
 
 def test_a_class_without_graphs_needs_no_threshold():
@@ -413,8 +437,9 @@ def test_weights_are_255ths_of_the_largest_and_never_none():
         ({"min_support": 9, "faithful": True}, "min_support: expected one that leaves some set of trees"),
         ({"min_support": 1, "min_size": 99}, "min_support: expected one that leaves some set"),
         ({"min_support": 0}, "min_support: expected a whole number from 1"),
-        ({"min_support": {0: 1, 1: 1}}, r"min_support: expected one number \(got a mapping\)"),
+        ({"min_support": {0: 1, 1: 1}}, r"min_support: expected one number \(got \{0: 1, 1: 1\}\)"),
         ({"min_support": {0: 1}, "faithful": True}, r"min_support: expected one for each class \(got none for 1\)"),
+        ({"min_support": {0: 1, 1: 1, 9: 1}, "faithful": True}, "min_support: unknown key '9'"),
         ({"min_support": 1, "shared": "soft"}, "shared: expected one of keep, drop"),
         ({"min_support": 1, "prior": "balance"}, "prior: .*Did you mean 'balanced'"),
         ({"min_support": 1, "min_size": 0}, "min_size: expected a whole number from 1"),
