@@ -28,7 +28,7 @@ from g2m import distributed
 from g2m.data import find_card, load
 from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
 from g2m.estimators import Student, Teacher, versions
-from g2m.experiments import Experiment, alike, find, find_tuned
+from g2m.experiments import Experiment, alike, find, find_tuned, overridden
 from g2m.graph import SETTINGS, Graph
 from g2m.latency import student_latency, teacher_latency
 from g2m.methods import REGISTRY, Method
@@ -89,6 +89,11 @@ class Cell:
     def check(self) -> None:
         """Refuse a wrong card, option or size before anything is trained."""
         card = find_card(self.experiment.data)
+        if card.task != "node classification":
+            raise G2MError(
+                f"data: expected one graph (got {card.name!r}, a set of graphs). For those see g2m condense and "
+                "bench-condense."
+            )
         check_keys(f"data {card.name!r}", self.experiment.data_options, [*card.options, "split", "download"])
         with torch.device("meta"):  # no memory, no random numbers
             for estimator in self.estimators():
@@ -146,7 +151,7 @@ def cells(
     for name in data:
         choice = find_tuned if tuned else alike if common else find
         chosen = [choice(name, method, teacher) for teacher in teachers for method in methods]
-        experiments = [experiment.override(overrides) for experiment in chosen]
+        experiments = overridden(chosen, overrides)
         first = [Cell(experiment, settings[0], 0) for experiment in experiments]
         for cell in first:
             try:
@@ -387,6 +392,13 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def _check_writable(path: Path) -> None:
+    """Refuse a results file that cannot be written before anything is trained."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if (there != path and not there.is_dir()) or not os.access(there, os.W_OK):
+        raise G2MError(f"out: {str(path)!r} cannot be written ({str(there)!r} cannot). Name another file.")
+
+
 def run(
     grid: Iterable[Cell],
     *,
@@ -423,6 +435,8 @@ def run(
             f"and {stack}). Leave them out, or leave out torchrun."
         )
     _forget()  # what single cells left: data may be others by now
+    if out is not None:
+        _check_writable(Path(out))
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     left, folders, made_by = [], folders or {}, set()
     for cell in grid:

@@ -10,7 +10,8 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -305,7 +306,7 @@ def train(
     _check_folder(folder)
     names = {"methods": [method], "teachers": [teacher], "settings": [setting]}
     grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
-    folder = folder or Path("runs") / f"{data}-{teacher}-{method}-{setting}"
+    folder = folder or Path("runs") / "-".join(filter(None, (data, grid[0].experiment.teacher, method, setting)))
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
     with _joined(), estimates():
         records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
@@ -313,7 +314,7 @@ def train(
         show_json(records)
         return
     show(*score_rows(summary(records), setting, seconds=True), title=f"{data}, {setting}")
-    out.print(f"kept in {folder}/seed*/: student, teacher, outputs (.safetensors)", highlight=False)
+    out.print(f"kept in {folder}/seed*/: {', '.join(grid[0].files)}", highlight=False)
 
 
 @cli.command()
@@ -470,6 +471,7 @@ def sweep(
         check_whole(option, value, low)
     if timeout is not None:
         check_range("--timeout", timeout, 0)
+    _check_folder(folder)
     os.environ.setdefault("MPLBACKEND", "Agg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     experiment = open_experiment(file).searched(sizes=also is not None).override(options or ())
@@ -498,8 +500,11 @@ def sweep(
             cache=cache,
             on_change=changed,
         )
-    best, records = search.best(study), []
-    best_file = best.write(folder / "best.toml")
+    best, records, best_file = search.best(study), [], folder / "best.toml"
+    with suppress(G2MError):  # none there, or another's: the scores on fresh seeds of this one stay
+        if (before := open_experiment(best_file)).config() == best.config():
+            best = replace(best, tuned={**before.tuned, **best.tuned})
+    best.write(best_file)
     write_text(folder / "trials.csv", study.trials_dataframe().to_csv(index=False))
     drawn = draw(study, folder)
     if replicate:
@@ -513,7 +518,7 @@ def sweep(
             | {"plots": [str(path) for path in drawn], "records": records}
         )
         return
-    show(*best_rows(study), title=f"{study.study_name}: best of {len(study.trials)} trials, on validation")
+    show(*best_rows(study), title=f"{study.study_name}: best of {best.tuned['trials']} trials, on validation")
     if records:
         scores = [[part, f"{mean:.4f} ± {std:.4f}"] for part, (mean, std) in best.tuned["scores"].items()]
         show(["part", records[0]["metric"]], scores, title=f"the best, on {replicate} fresh seeds")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from g2m.models import BACKBONES
 from g2m.spaces import Recorder, check_space
 from g2m.storage import write_text
 
+log = logging.getLogger(__name__)
 _TABLES = ("data_options", "teacher_options", "student_options")
 _OF_NO_RESULT = ("space", "tuned", "paper")
 # What a run sets itself: the card's name, the seed of the cell …
@@ -79,6 +81,11 @@ class ExperimentFile:
         """Read a TOML file; an unknown key is an error with the nearest match."""
         path, content = Path(path), read_toml(path)
         check_keys(path.name, content, [each.name for each in fields(cls)])
+        for key, value in content.items():
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise G2MError(f"{path.name}: {key}: expected no dates or times (got {value}). Quote them.") from None
         for key in cls.required:
             if key not in content:
                 raise G2MError(f"path: {str(path)!r} lacks the key {key!r}.")
@@ -153,15 +160,26 @@ class Experiment(ExperimentFile):
         needs = REGISTRY[choose("method", self.method, REGISTRY)].needs
         if self.teacher is not None:
             choose("teacher", self.teacher, BACKBONES)
+            if not needs:
+                raise G2MError(f"teacher: method {self.method!r} has none (got {self.teacher!r}). Leave it out.")
         elif needs:
             raise G2MError(f"teacher: method {self.method!r} learns from one. Name it: {', '.join(BACKBONES)}.")
         check_space(self.space)
+        found: dict[tuple[str, str], str] = {}
         for key in self.space:
-            group, _ = _place(key)
-            if group in REGISTRY and group != self.method:
-                raise G2MError(f"space: {key!r} is an option of {group!r} (got method {self.method!r}). Leave it out.")
-            if group == "teacher" and self.teacher is None:
-                raise G2MError(f"space: {key!r} is a teacher's (method {self.method!r} has none). Leave it out.")
+            group, name = _place(key, "space")
+            if not self._has(group):
+                raise G2MError(f"space: {key!r} changes nothing: there is no {group} in this. Leave it out.")
+            of = (self._whose(group), name)
+            if found.setdefault(of, key) != key:
+                raise G2MError(f"space: expected an option once (got {found[of]!r} and {key!r}). Leave out either.")
+
+    def _has(self, group: str) -> bool:
+        """Whether options of a group, as in :meth:`changed`, are of anything here."""
+        return self.teacher is not None if group == "teacher" else group not in REGISTRY or group == self.method
+
+    def _whose(self, group: str) -> str:
+        return "student" if group == self.method else group
 
     def changed(self, options: Mapping[str, Any]) -> Experiment:
         """Return the experiment with options set; what is set is no longer searched.
@@ -169,19 +187,27 @@ class Experiment(ExperimentFile):
         ``teacher.lr`` goes to the teacher, ``data.num_nodes`` to the data, ``dropout`` to the student, and ``glnn.tau``
         to the student if its method is that one.
         """
-        groups: dict[str, dict[str, Any]] = {name: {} for name in (*_GROUPS, *REGISTRY)}
-        for key, value in options.items():
+        groups: dict[str, dict[str, Any]] = {name: {} for name in _GROUPS}
+        for key in sorted(options, key=lambda key: key.startswith(f"{self.method}.")):  # the method's own come last
             group, name = _place(key)
-            groups[group][name] = value
-        of_student = groups["student"] | groups[self.method]
-        groups |= {"student": of_student, self.method: of_student}
+            if self._has(group):
+                groups[self._whose(group)][name] = options[key]
+
+        def left(key: str) -> bool:
+            group, name = _place(key)
+            return name not in groups[self._whose(group)]
+
         return replace(
             self,
             data_options=self.data_options | groups["data"],
-            teacher_options=self.teacher_options | (groups["teacher"] if self.teacher is not None else {}),
-            student_options=self.student_options | of_student,
-            space={key: spec for key, spec in self.space.items() if _place(key)[1] not in groups[_place(key)[0]]},
+            teacher_options=self.teacher_options | groups["teacher"],
+            student_options=self.student_options | groups["student"],
+            space={key: spec for key, spec in self.space.items() if left(key)},
         )
+
+    def override(self, options: Iterable[str]) -> Experiment:
+        (changed,) = overridden([self], options)
+        return changed
 
     def searched(self, *, sizes: bool = False) -> Experiment:
         """Return the experiment with its ``space`` spelt out; by default it is the method's own and any student's.
@@ -212,10 +238,22 @@ class Experiment(ExperimentFile):
 _GROUPS = ("data", "teacher", "student")
 
 
-def _place(key: str) -> tuple[str, str]:
+def _place(key: str, argument: str = "-o") -> tuple[str, str]:
     """Return whose option a key is, and the option's name."""
     group, dot, name = key.rpartition(".")
-    return choose("-o: the part before the dot", group, (*_GROUPS, *REGISTRY)) if dot else "student", name
+    return choose(f"{argument}: the part before the dot", group, (*_GROUPS, *REGISTRY)) if dot else "student", name
+
+
+def overridden(experiments: Sequence[Experiment], options: Iterable[str]) -> list[Experiment]:
+    """Return experiments with ``key=value`` options set, each with those that are its own, see
+    :meth:`Experiment.changed`; what none of them has is said.
+    """
+    given = key_values(options, Experiment.example)
+    for key in given:
+        group, _ = _place(key)
+        if not any(experiment._has(group) for experiment in experiments):
+            log.warning("-o: %s changes nothing: there is no %s in this run.", key, group)
+    return [experiment.changed(given) for experiment in experiments]
 
 
 _OF_A_STUDENT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from g2m.errors import G2MError
 from g2m.experiments import Experiment, find, nearest
 from g2m.methods import REGISTRY
 
+log = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 COMMON = "common"  # options of :func:`g2m.experiments.alike`, where a method's published ones are there as well
 PLOTS = (".png", ".svg", ".pdf")
@@ -79,11 +81,19 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
             if who == "teacher":
                 of_method += [("teacher", "num_layers"), ("teacher", "hidden_channels")]
             of_paper = find(experiment.data, experiment.method, experiment.teacher).config()
+            of_data = of_paper["data_options"].keys() | record["config"]["data_options"].keys()
+            of_method += [("data", name) for name in of_data - {"download"}]
             if any(_differ(of_paper, record["config"], *option) for option in of_method):
-                rows[key]["published"] = {}  # another method, or size of teacher, than the published one
+                rows[key]["published"] = {}  # another method, size of teacher or split than the published one
             of = {f"of_{group}": json.dumps(record["config"][f"{group}_options"], sort_keys=True) for group in groups}
             rows[key] |= {"run": run, "by_seed": {}, "runs": {}, "teacher_by_seed": {}, **of}
-        rows[key]["by_seed"][record["seed"]] = _known(scores)
+        known = _known(scores)
+        if who == "student" and rows[key]["by_seed"].get(record["seed"], known) != known:
+            log.warning(
+                "%s: seed %s of %s twice, with other scores, perhaps by another version: the later in the files counts",
+                *(record["data"], record["seed"], method),
+            )
+        rows[key]["by_seed"][record["seed"]] = known
         rows[key]["runs"][record["seed"]] = run
         if who == "student" and "teacher_scores" in record:
             rows[key]["teacher_by_seed"][record["seed"]] = _known(record["teacher_scores"])
@@ -227,13 +237,13 @@ def sections(records: Iterable[Record]) -> list[Section]:
         if any(row["setting"] == setting for row in rows):
             found.append(Section(setting.capitalize(), *score_rows(rows, setting)))
     if scored:
-        versions = scored[-1]["config"]["versions"]
+        made_by = [", ".join(f"{k} {v}" for k, v in r["config"]["versions"].items()) for r in scored]
         sources = {paper["source"] for r in scored if (paper := nearest(r["config"]).paper)}
         note = (
             "Percent (accuracy, or ROC-AUC where the card says so), mean ± standard deviation (ddof 1) over seeds; a "
             "seed draws the split, the unseen nodes and the initial weights. Epochs are chosen on validation. `size`: "
             "layers × width, parameters. `model ← TEACHER` is a student. "
-            f"{', '.join(f'{k} {v}' for k, v in versions.items())}."
+            f"{'; '.join(dict.fromkeys(made_by))}."
         )
         if any(COMMON in row["options"].split() for row in rows):
             note += f" `{COMMON}`: with the teacher and the student that every method has on the data set (`--all`)."

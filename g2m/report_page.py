@@ -21,6 +21,7 @@ SCORES = (
     *("data", "setting", "teacher", "method", "tokenizer", "options", "layers", "width", "parameters", "seeds"),
     *("part", "mean", "std", "published_mean", "published_std", "seconds"),
 )
+_FILES = {"ranks.png", "latency.png"}  # that not every report has
 RANKS = ("setting", "part", "model", "rank", "pairs", "critical_difference", "friedman_p")
 
 
@@ -83,6 +84,8 @@ def write_files(folder: str | Path, files: Mapping[str, str | bytes]) -> Path:
             (Path(temporary) / name).write_bytes(content.encode() if isinstance(content, str) else content)
         for name in files:
             (Path(temporary) / name).replace(folder / name)
+    for name in _FILES - files.keys():  # plots of an earlier report, which nothing there shows any more
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 

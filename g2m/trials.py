@@ -92,7 +92,8 @@ class NodeTrials:
         Args:
             experiments: what to train.
             seed: of all of them.
-            report: called with the place of a student and an epoch's record; true ends its training.
+            report: called with the place of a student and an epoch's record; true ends its training. Of a method that
+                searches it is not called: that is worth its best candidate, which may be its last.
 
         Returns:
             By place: the fitted student, the mistake that made it fail, or ``None`` where ``report`` ended it.
@@ -116,8 +117,12 @@ class NodeTrials:
         for places in together.values():
             students = [found[place] for place in places]
             graphs, outputs = zip(*(given[place] for place in places), strict=True)
+            searches = not experiments[places[0]].cell(self.setting, seed).stacks
 
-            def on_epoch(i: int, record: dict[str, float], places: list[int] = places) -> bool:
+            def on_epoch(i: int, record: dict[str, float], places: list[int] = places, searches=searches) -> bool:
+                if searches:  # the curves of its candidates, one after the other: none of them is the trial's
+                    self.alive()
+                    return False
                 return report(places[i], record)
 
             failed = _fit(students, graphs, outputs, on_epoch)

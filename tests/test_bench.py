@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -392,6 +393,7 @@ def test_several_processes_append_to_one_file(tmp_path):
 def test_results_of_other_versions_are_named(tmp_path, counted, caplog):
     """A default may have another value in another version, and the key is of what is asked for."""
     first, second = grid(methods=["mlp"], settings=["transductive"], seeds=2)
+    caplog.clear()  # of mlp and options of a teacher
     (record,) = run([first], out=tmp_path / "r.jsonl")
     list(run([first, second], out=tmp_path / "r.jsonl"))
     assert not caplog.records
@@ -401,6 +403,23 @@ def test_results_of_other_versions_are_named(tmp_path, counted, caplog):
     assert not caplog.records, "nothing is added to it"
     list(run([first, second], out=tmp_path / "r.jsonl"))
     assert '"torch": "1.0"' in caplog.text
+
+
+@pytest.mark.parametrize("out", ["file/r.jsonl", "locked/new/r.jsonl", "locked.jsonl"])
+def test_a_results_file_that_cannot_be_written_is_refused(tmp_path, counted, out, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked.jsonl").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in Path(path).name)  # root may do anything
+    with pytest.raises(G2MError, match=r"out: .* cannot be written"):
+        list(run(grid(methods=["mlp"]), out=tmp_path / out))
+    assert not counted
+    assert not (tmp_path / "locked" / "new").exists()
+
+
+def test_a_set_of_graphs_is_refused_before_anything_is_trained():
+    with pytest.raises(G2MError, match=r"data: expected one graph .got 'atlas', a set of graphs"):
+        cells(["sbm", "atlas"], methods=["mlp"])
 
 
 def test_a_wrong_option_is_refused_by_the_name_of_who_was_asked():

@@ -259,6 +259,8 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["latency", "x", "x", "--data", "sbm", "--seconds", "-1"], "--seconds: expected a number"),
         (["latency", "x", "x", "--data", "sbm", "--plot", "p"], r"--plot: expected a name that ends in .* \(got 'p'\)"),
         (["data", "get", "crra"], "name: expected one of"),
+        (["train", "mutag"], r"data: expected one graph \(got 'mutag', a set of graphs\)"),
+        (["sweep", "x.toml", "--out", "file"], "--out: expected a folder"),
         (["demo", "--out", "file"], "out: expected a folder"),
         (["demo", "--seeds", "0"], "seeds: expected a whole number"),
     ],
@@ -974,6 +976,11 @@ def test_sweep_prints_the_best_and_writes_what_it_found(sweep, place):
     assert shown["study"] == "sbm-mlp-transductive"
     assert {Path(path).stem for path in shown["plots"]} == drawn
     assert shown["records"] == read_results(folder / "results.jsonl")
+
+    assert sweep("--trials", 6)[0] == 0
+    assert open_experiment(folder / "best.toml").tuned == best.tuned, "scores on fresh seeds stay"
+    assert sweep("--trials", 7)[0] == 0
+    assert open_experiment(folder / "best.toml").tuned["trials"] == 7
 
 
 def test_sweep_with_options(sweep, place):

@@ -20,6 +20,7 @@ from g2m.experiments import (
     find_tuned,
     nearest,
     open_experiment,
+    overridden,
     shipped,
     tuned_methods,
 )
@@ -582,11 +583,39 @@ def test_without_tuned_options_the_message_says_so(tuned_folder):
         find_tuned("sbm", "mlp")
 
 
+@pytest.mark.parametrize("second", ["student.lr", "glnn.lr"])
+def test_a_space_with_an_option_under_two_names_is_refused(second):
+    with pytest.raises(G2MError, match=rf"space: expected an option once \(got 'lr' and '{second}'\)"):
+        Experiment("digits", "glnn", "sage", space={"lr": [0.1], second: [0.2]})
+
+
+@pytest.mark.parametrize("method", ["mlp", "simmlp"])
+def test_a_teacher_of_a_method_that_learns_from_none_is_refused(method):
+    with pytest.raises(G2MError, match=rf"teacher: method '{method}' has none \(got 'gcn'\)"):
+        Experiment("digits", method, "gcn")
+
+
+@pytest.mark.parametrize(("option", "who"), [("teacher.lr=1", "teacher"), ("krd.typo=1", "krd")])
+def test_an_option_of_what_is_not_run_is_said_to_change_nothing(option, who, caplog):
+    assert find("sbm", "mlp").override([option]) == find("sbm", "mlp")
+    assert f"{option[:-2]} changes nothing: there is no {who} in this run" in caplog.text
+    caplog.clear()
+    assert overridden([find("sbm", "mlp"), find("sbm", "krd", "sage")], ["teacher.lr=1"])[1].teacher_options["lr"] == 1
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("text", ["[data_options]\nnum_nodes = 2020-01-01", "[student_options]\nlr = 10:00:00"])
+def test_a_file_with_a_date_is_refused(tmp_path, text):
+    (tmp_path / "x.toml").write_text(f'data = "sbm"\nmethod = "mlp"\n{text}\n')
+    with pytest.raises(G2MError, match=r"x\.toml: .*_options: expected no dates or times"):
+        Experiment.read(tmp_path / "x.toml")
+
+
 @pytest.mark.parametrize(
     ("method", "key", "message"),
     [
-        ("mlp", "teacher.lr", r"^space: 'teacher\.lr' is a teacher's \(method 'mlp' has none\)"),
-        ("glnn", "krd.tau", r"^space: 'krd\.tau' is an option of 'krd' \(got method 'glnn'\)"),
+        ("mlp", "teacher.lr", r"^space: 'teacher\.lr' changes nothing: there is no teacher in this"),
+        ("glnn", "krd.tau", r"^space: 'krd\.tau' changes nothing: there is no krd in this"),
         ("glnn", "nosuch.tau", "the part before the dot: expected one of"),
     ],
 )

@@ -351,6 +351,27 @@ def test_published_scores_stand_beside_the_published_method_only():
         assert next(row for row in rows if row["method"] == "teacher")["published"]
 
 
+def test_published_scores_do_not_stand_beside_another_split():
+    for row in summary([record(options=["data.split=random"])]):
+        assert not row["published"]
+
+
+def test_a_seed_with_two_scores_is_said(caplog):
+    first, second = record(score=0.5), record(score=0.8)
+    summary([first, first])
+    assert not caplog.records
+    assert summary([first, second])[-1]["scores"]["test"] == [0.801]
+    assert "cora-cpf: seed 0 of glnn twice, with other scores" in caplog.text
+
+
+def test_all_versions_are_named():
+    first, second = record(seed=0), record(seed=1)
+    second["config"] = {**second["config"], "versions": {"g2m": "9.9"}}
+    page = markdown([first, second])
+    assert "g2m 9.9" in page
+    assert ", ".join(f"{k} {v}" for k, v in first["config"]["versions"].items()) in page
+
+
 def test_published_scores_stand_beside_teachers_of_the_published_size_only():
     for option, kept in (("teacher.select=loss", True), ("teacher.hidden_channels=64", False)):
         rows = summary([record(options=[option])])

@@ -275,8 +275,11 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         **{"a.md": b"old", "b.csv": b"old\n", "c.png": b"\x00"},
         "mine.txt": b"kept",
     }
-    write_files(folder, {"a.md": "new ±"})
+    (folder / "ranks.png").write_bytes(b"of an earlier report")
+    write_files(folder, {"a.md": "new ±", "latency.png": b""})
     assert (folder / "a.md").read_text(encoding="utf-8") == "new ±"
+    assert not (folder / "ranks.png").exists()
+    assert (folder / "latency.png").exists()
     assert (folder / "mine.txt").exists()
 
 

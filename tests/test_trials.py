@@ -40,6 +40,14 @@ def loaded(monkeypatch):
     return found
 
 
+def test_a_method_that_searches_is_not_judged_by_its_first_candidate(trainer):
+    alive, auto = [], replace(GLNN, method="auto", student_options={**QUICK, "budget": 2})
+    students = trainer(alive=lambda: alive.append(1)).train([auto, GLNN], 0, lambda i, record: True)
+    assert students[0].history_.best_score > 0
+    assert students[1] is None, "reported, and ended"
+    assert len(alive) >= 2 * QUICK["max_epochs"]
+
+
 @pytest.mark.parametrize("setting", ["transductive", "inductive"])
 def test_the_graph_of_a_trial_has_no_test_part_and_no_other_labels(trainer, setting):
     graph = trainer(setting).graph(MLP, 1)
