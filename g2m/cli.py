@@ -287,10 +287,14 @@ print(student.predict(sklearn.datasets.load_digits().data[:10]))
 
 @cli.command()
 def train(
-    data: Annotated[str, typer.Argument(help="Card name, see g2m data.")],
-    method: Annotated[str, typer.Option(help="Distillation method.")] = "glnn",
-    teacher: Annotated[str, typer.Option(help="Teacher's backbone.")] = "sage",
-    setting: Annotated[str, typer.Option(help="transductive or inductive.")] = "transductive",
+    data: Annotated[
+        str, typer.Argument(help="Card name, see g2m data; or an experiment, such as a sweep's best.toml.")
+    ],
+    method: Annotated[str | None, typer.Option(help="Distillation method; default glnn, or the experiment's.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher's backbone; default sage, or the experiment's.")] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="transductive (default) or inductive; of a sweep's best.toml, the sweep's.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
     tuned: Tuned = False,
     options: Options = None,
@@ -300,20 +304,35 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train teacher and student on one data set; killed, the same command goes on where it was."""
-    from g2m.bench import cells, run
+    from g2m.bench import Cell, cells, run
+    from g2m.data import SETTINGS
+    from g2m.errors import check_whole, choose
+    from g2m.experiments import Experiment, open_experiment
     from g2m.report import score_rows, summary
 
     _check_folder(folder)
-    names = {"methods": [method], "teachers": [teacher], "settings": [setting]}
-    grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
-    folder = folder or Path("runs") / "-".join(filter(None, (data, grid[0].experiment.teacher, method, setting)))
+    if data.endswith(".toml"):
+        said = {"--method": method, "--teacher": teacher, "--tuned": tuned or None}
+        if given := [option for option, value in said.items() if value is not None]:
+            raise G2MError(f"{given[0]}: {data!r} says it. Leave {given[0]} out.")
+        if not isinstance(experiment := open_experiment(data), Experiment):
+            raise G2MError(f"DATA: expected an experiment of a student (got {data!r}, of condensation).")
+        setting = choose("--setting", setting or experiment.tuned.get("setting", "transductive"), SETTINGS)
+        experiment = experiment.override(options or ())
+        grid = [Cell(experiment, setting, seed) for seed in range(check_whole("seeds", seeds))]
+        grid[0].check()
+    else:
+        setting = setting or "transductive"
+        names = {"methods": [method or "glnn"], "teachers": [teacher or "sage"], "settings": [setting]}
+        grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
+    folder = folder or Path("runs") / grid[0].experiment.study_name(setting)
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
     with _joined(), estimates():
         records = list(run(grid, out=folder / "results.jsonl", folders=folders, progress=True, root=root, cache=cache))
     if as_json:
         show_json(records)
         return
-    show(*score_rows(summary(records), setting, seconds=True), title=f"{data}, {setting}")
+    show(*score_rows(summary(records), setting, seconds=True), title=f"{grid[0].experiment.data}, {setting}")
     out.print(f"kept in {folder}/seed*/: {', '.join(grid[0].files)}", highlight=False)
 
 
@@ -805,11 +824,12 @@ def predict(
         torch.set_num_threads(threads)
     if student.suffix in SUFFIXES:
         model = Exported.load(student, threads=threads)
-        width = model.meta["in_channels"]
+        meta = model.meta
     else:
         model = Student.load(student)
-        width = model.meta_["in_channels"]
-    table, kept = read_features(features, width), []
+        meta = model.meta_
+    width, class_names = meta["in_channels"], meta.get("class_names")
+    table, kept = read_features(features, width, names=meta.get("feature_names")), []
     arcs = None if edges is None else read_edges(edges, table.num_rows)
 
     def arcs_of(start: int, stop: int) -> torch.Tensor | None:
@@ -833,11 +853,12 @@ def predict(
         if as_json and result is None:
             count = len([*parts(progress)])
         else:
-            count = write_predictions(sys.stdout if result is None else result, parts(progress))
+            count = write_predictions(sys.stdout if result is None else result, parts(progress), class_names)
     if as_json:
         classes, probabilities = (
             [row for part in column for row in part.tolist()] for column in zip(*kept, strict=True)
         )
+        classes = classes if class_names is None else [class_names[c] for c in classes]
         show_json({"class": classes, "probability": [[round(p, 6) for p in row] for row in probabilities]})
     elif result is not None:
         out.print(f"written: {result} ({count} rows)", highlight=False)
@@ -854,8 +875,10 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Card name of what it was trained on: scores by student and file are kept in it.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --data: that it was trained with.")] = 0,
-    setting: Annotated[str, typer.Option(help="With --data: transductive or inductive.")] = "transductive",
+    seed: Annotated[int | None, typer.Option(help="With --data: that it was trained with; default 0.")] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="With --data: transductive or inductive; default the former.")
+    ] = None,
     options: DataOptions = None,
     root: Root = None,
     as_json: Json = False,
@@ -864,7 +887,10 @@ def export(
     from g2m.estimators import Student
     from g2m.export import Exported, card_path
 
-    graph = None if data is None else _graph(data, seed, setting, options, root)
+    of_data = {"--seed": seed, "--setting": setting, "-o": options or None, "--root": root}
+    if data is None and (given := [option for option, value in of_data.items() if value is not None]):
+        raise G2MError(f"{given[0]}: is of --data (got none). Name the card, or leave {given[0]} out.")
+    graph = None if data is None else _graph(data, seed or 0, setting or "transductive", options, root)
     path = Student.load(student).export(target, precision=precision, neighbours=neighbours, graph=graph)
     meta, size = Exported.load(path).meta, path.stat().st_size
     if as_json:

@@ -350,6 +350,10 @@ class Teacher(_Estimator):
             return model(*val_inputs).logits[asked]
 
         if isinstance(self.model, nn.Module):  # of one's own
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise G2MError(
+                    "module: expected parameters to train (got none). Take Teacher.from_trained(module, graph)."
+                )
             with torch.no_grad():
                 _check_answer(model.to(device).eval()(*val_inputs).logits, len(val_row), graph)
         validate = {
@@ -436,7 +440,7 @@ class Teacher(_Estimator):
 
     def _member(self, i: int) -> Teacher:
         """Return one of several networks; the first is the one there would be alone."""
-        return Teacher(**self.params() | {"members": 1, "seed": self.seed + 1_000_003 * i})
+        return Teacher(**self.params() | {"members": 1, "seed": (self.seed + 1_000_003 * i) % (1 << 32)})
 
     def _fit_members(
         self, graph: Graph, *, cache: str | Path | None, progress: bool, on_epoch: OnEpoch | None
@@ -1071,7 +1075,10 @@ class Student(_Estimator):
 def checked_features(x: Any, width: int, *, argument: str = "x", first: int = 0) -> Tensor:
     """Return features as float32 ``[N, F]``, or say what is wrong; ``first``: what their first row counts as."""
     try:
-        x = (from_array(x) if isinstance(x, np.memmap) else torch.as_tensor(x)).to_dense().to(torch.float32)
+        x = x if isinstance(x, Tensor) else from_array(x)  # of a table as well
+        if x.is_complex():
+            raise TypeError("complex numbers")
+        x = x.detach().to_dense().to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{type(x).__name__}: {str(error).strip()}"
         raise G2MError(f"{argument}: expected features of shape [N, {width}] (got {got}).") from None
@@ -1160,6 +1167,8 @@ def _source(method: Method, graph: Graph, outputs: TeacherOutputs | None) -> dic
 def _check_answer(logits: Tensor, rows: int, graph: Graph) -> None:
     if logits.shape != (expected := (rows, graph.num_classes)):
         raise G2MError(f"module: expected logits of shape {expected} on {graph.name!r} (got {tuple(logits.shape)}).")
+    if not logits.isfinite().all():
+        raise G2MError(f"module: expected finite logits on {graph.name!r} (got NaN or infinity).")
 
 
 def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], path: str | Path) -> Any:

@@ -29,7 +29,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from g2m import metrics
-from g2m.errors import G2MError, check_whole, choose, nearest
+from g2m.errors import G2MError, check_flag, check_whole, choose, nearest
 from g2m.estimators import (
     Student,
     _answers,
@@ -172,7 +172,7 @@ def export(
     width, classes = student.meta_["in_channels"], student.meta_["num_classes"]
     name = student.method if isinstance(student.method, str) else student.method.name
     positions = student.position_ is not None
-    neighbours = neighbours and positions
+    neighbours = check_flag("neighbours", neighbours) and positions
     inputs = [f"features: float32 [N, {width}]", "edge_index: int64 [2, E]"]
     meta = {
         "what": _what(student, name, neighbours),

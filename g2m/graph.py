@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 from torch_geometric.utils import coalesce, contains_self_loops, remove_self_loops, subgraph
 
-from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_range, check_seed, check_whole, choose
 from g2m.mapped import from_array, is_mapped, not_finite, rows_of
 from g2m.sparse import CSR, features
 
 if TYPE_CHECKING:
     import networkx
-    from torch_geometric.data import Data
 
 SETTINGS = ("transductive", "inductive")
 METRICS = ("accuracy", "rocauc")
@@ -67,6 +67,7 @@ class Graph:
             object.__setattr__(self, key, value)
 
         choose("metric", self.metric, METRICS)
+        check_flag("keep_loops", self.keep_loops)
         put("x", check_features(self.x))
         put("y", _labels(self.y, len(self.x)))
         put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
@@ -100,8 +101,11 @@ class Graph:
             G2MError: if a field is missing, or on anything :class:`Graph` refuses.
         """
         for key in ("x", "edge_index", "y"):
-            if getattr(data, key, None) is None:
-                raise G2MError(f"data: expected a Data with x, edge_index and y (got none for {key!r}).")
+            if not isinstance(data, Data) or data.get(key) is None:
+                got = f"none for {key!r}" if isinstance(data, Data) else type(data).__name__
+                raise G2MError(f"data: expected a Data with x, edge_index and y (got {got}).")
+        if unused := [key for key in ("edge_weight", "edge_attr") if data.get(key) is not None]:
+            warnings.warn(f"data: {' and '.join(unused)} left out: g2m's graphs have plain edges.", stacklevel=2)
         if split is None:
             masks = {part: data.get(f"{part}_mask") for part in PARTS[:3]}
             split = {
@@ -235,13 +239,14 @@ class Graph:
             G2MError: if nothing, or all of ``test``, would be unseen.
         """
         check_range("fraction", fraction, 0, 1, open_low=True)
+        generator = torch.Generator().manual_seed(check_seed(seed))
         test = self.part("test")
         size = int(fraction * len(test))
         if not 0 < size < len(test):
             raise G2MError(
                 f"fraction: expected one that leaves seen and unseen nodes (got {size} of {len(test)} unseen)."
             )
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(test), generator=generator)
         return self.with_split({**self.split, "unseen": test[order[:size]]})
 
     def observed(self) -> Graph:
@@ -345,16 +350,17 @@ class Graph:
 def _tensor(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, Tensor):
+            if name != "x" and value.layout != torch.strided:
+                raise TypeError(f"{value.layout}; an adjacency becomes edges by torch_geometric.utils.to_edge_index")
             return value.detach().cpu()
         array = np.asarray(value)
-        if array.flags.writeable:
-            return torch.from_numpy(array)
-        tensor = from_array(array)  # pandas hands out read-only ones
-        return tensor if name == "x" and is_mapped(tensor) else tensor.clone()
+        tensor = from_array(array)
+        # pandas hands out read-only ones
+        return tensor if array.flags.writeable or (name == "x" and is_mapped(tensor)) else tensor.clone()
     except (TypeError, ValueError) as error:
-        raise G2MError(
-            f"{name}: expected a tensor or an array of numbers (got {type(value).__name__}: {error})."
-        ) from None
+        hint = " Number classes from 0, for example with sklearn.preprocessing.LabelEncoder." if name == "y" else ""
+        got = f"{type(value).__name__}: {error}"
+        raise G2MError(f"{name}: expected a tensor or an array of numbers (got {got}).{hint}") from None
 
 
 def check_features(x: Any) -> Tensor:

@@ -268,10 +268,23 @@ def flat(dataset: Iterable[Data]) -> dict[str, Tensor | None]:
         x, edge_index, edge_attr, y = (_column(graphs, key) for key in ("x", "edge_index", "edge_attr", "y"))
         sizes = torch.tensor([graph.num_nodes for graph in graphs])
         arcs = torch.tensor([graph.edge_index.size(-1) for graph in graphs])
+        for key, column, expected in (("x", x, sizes), ("edge_attr", edge_attr, arcs)):
+            for i, graph in enumerate(graphs if column is not None else ()):
+                if len(graph[key]) != expected[i]:
+                    what = f"{expected[i]} rows of {key} on graph {i}"
+                    raise G2MError(f"dataset: expected {what}, one a node or arc (got {len(graph[key])}).")
     ptr = cumsum(sizes)
     if y.numel() and y.numel() % len(sizes) == 0:
         y = y.reshape(len(sizes), -1).squeeze(1)
-    edge_index = edge_index.cpu() + ptr[:-1].repeat_interleave(arcs)
+    of_arc = torch.arange(len(sizes)).repeat_interleave(arcs)
+    edge_index = edge_index.cpu()
+    if edge_index.dim() == 2 and (outside := ((edge_index < 0) | (edge_index >= sizes[of_arc])).any(0)).any():
+        arc = int(outside.nonzero()[0])
+        raise G2MError(
+            f"dataset: expected edge_index of nodes 0 to {sizes[of_arc[arc]] - 1} on graph {of_arc[arc]} "
+            f"(got {edge_index[:, arc].tolist()})."
+        )
+    edge_index = edge_index + ptr[of_arc]
     return {"x": x, "edge_index": edge_index, "edge_attr": edge_attr, "y": y, "ptr": ptr}
 
 

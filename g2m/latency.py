@@ -62,6 +62,7 @@ def student_latency(
         sizes: default 1 and 1000.
         seconds: spent at most on each size, see :func:`measure`; default 1.
     """
+    sizes = _checked(graph, sizes, student=student)
     way = _student_way(_on("cpu", student), graph, _arcs_into(student, graph))
     return {size: _time(way, _asked(graph, size), seconds) for size in sizes}
 
@@ -81,11 +82,30 @@ def teacher_latency(
         sizes: default 1 and 1000.
         seconds: spent at most on each size and each of the two ways, see :func:`measure`; default 1.
     """
+    sizes = _checked(graph, sizes, teacher=teacher)
     ways, result = _ways(teacher, graph), {}
     for size in sizes:
         draws = _once(_asked(graph, size))
         result[size] = min((_time(way, draws, seconds) for way in ways.values()), key=_p50)
     return result
+
+
+def _checked(graph: Graph, sizes: Iterable[int], **fitted: Teacher | Student) -> list[int]:
+    """Return the sizes, once it has been checked that what is fitted can be asked about the graph."""
+    for name, estimator in fitted.items():
+        if not isinstance(estimator, expected := {"teacher": Teacher, "student": Student}[name]):
+            raise G2MError(f"{name}: expected a g2m.{expected.__name__} (got {type(estimator).__name__}).")
+        estimator._check_fitted()
+        if estimator.meta_["in_channels"] != graph.num_features:
+            raise G2MError(
+                f"graph: expected {estimator.meta_['in_channels']} features, as the {name} was trained on "
+                f"(got {graph.num_features}, of {graph.name!r})."
+            )
+    if not isinstance(sizes, Iterable):
+        raise G2MError(f"sizes: expected numbers of nodes, such as (1, 1000) (got {sizes!r}).")
+    if not (found := [check_whole("sizes", size) for size in sizes]):
+        raise G2MError("sizes: expected at least one number of nodes (got none).")
+    return found
 
 
 def _ways(teacher: Teacher, graph: Graph, *, device: str = "cpu", fan_out: Sequence[int] = ()) -> dict[str, Way]:
@@ -153,16 +173,7 @@ def compare(
     Raises:
         G2MError: if the graph has other features than the two were trained on, or an argument is not as above.
     """
-    for name, fitted in {"teacher": teacher, "student": student}.items():
-        fitted._check_fitted()
-        if fitted.meta_["in_channels"] != graph.num_features:
-            raise G2MError(
-                f"graph: expected {fitted.meta_['in_channels']} features, as the {name} was trained on "
-                f"(got {graph.num_features}, of {graph.name!r})."
-            )
-    if not sizes:
-        raise G2MError("sizes: expected at least one number of nodes (got none).")
-    sizes = [check_whole("sizes", size) for size in sizes]
+    sizes = _checked(graph, sizes, teacher=teacher, student=student)
     fan_out = [check_whole("fan_out", most) for most in fan_out]
     exported, arcs_into = _exported(student), _arcs_into(student, graph)
     rows = []

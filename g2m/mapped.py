@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 _VALUES = 2**20  # of a chunk: 4 MB of float32
@@ -31,8 +32,18 @@ def is_mapped(x: object) -> bool:
     return False
 
 
-def from_array(array: np.ndarray) -> Tensor:
-    """Return a tensor on an array's own memory, read-only or not: nothing may write into it."""
+def from_array(value: ArrayLike) -> Tensor:
+    """Return a tensor of what numpy takes for an array, on its memory where torch can read that, read-only or not:
+    nothing may write into it.
+
+    Raises:
+        TypeError: of anything but numbers.
+    """
+    array = np.asarray(value)
+    if min(array.strides, default=0) < 0 or not array.dtype.isnative:  # backwards, or of another machine
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)

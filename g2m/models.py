@@ -19,7 +19,7 @@ from torch_geometric.nn import GATConv
 from torch_geometric.utils import softmax
 
 from g2m import distributed
-from g2m.errors import G2MError, check_keys, check_range, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.mapped import rows_of
 from g2m.sparse import CSR, attention, receptive_field
@@ -461,7 +461,7 @@ class SAGE(_Stack):
     def __init__(self, widths: list[tuple[int, int]], dropout: float, norm: str, *, reference: bool = False) -> None:
         gain = nn.init.calculate_gain("relu")
         super().__init__([PropagateConv(*w, gain=gain) for w in widths], [o for _, o in widths[:-1]], dropout, norm)
-        self.reference = reference
+        self.reference = check_flag("reference", reference)
         if reference:
             self.weights = (2.0, "mean")
 
@@ -716,6 +716,14 @@ class Wrapped(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        try:
+            inspect.signature(module.forward).bind(None, None)
+        except TypeError as error:
+            raise G2MError(
+                f"module: expected one that is called as module(x, edge_index) ({error}). Wrap it."
+            ) from None
+        except ValueError:  # it does not say
+            pass
         self.module = module
 
     def inputs(self, graph: Graph) -> tuple[Tensor, Tensor]:
@@ -727,5 +735,10 @@ class Wrapped(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Output:
         output = self.module(x, edge_index)
         output = output if isinstance(output, Output) else Output(output)
+        if not isinstance(output.logits, Tensor):
+            raise G2MError(
+                f"module: expected it to return logits [N, C], or a g2m.models.Output of them and a hidden state (got "
+                f"{type(output.logits).__name__}). Wrap it."
+            )
         hidden = None if output.hidden is None else output.hidden.float()
         return output._replace(logits=output.logits.float(), hidden=hidden)  # it may compute in another precision

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +38,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write a file under a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
@@ -65,7 +65,7 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapp
     tensors = _apart(tensors)
     text = json.dumps(meta, sort_keys=True)
     header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": checksum(tensors, kind, text)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives; save_file would make it private

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 
-from g2m.errors import G2MError
+from g2m.errors import G2MError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class Features:
     ``num_rows`` is N, or ``None`` where the file does not say (.csv).
     """
 
-    def __init__(self, path: Path, in_channels: int, rows: int) -> None:
-        self.path, self.in_channels = path, in_channels
+    def __init__(self, path: Path, in_channels: int, rows: int, names: Sequence[str] | None = None) -> None:
+        self.path, self.in_channels, self.names = path, in_channels, names
         with _reading("features", path):
             self.num_rows, self._chunks = _OPEN_FEATURES[path.suffix](path, rows)
 
@@ -76,8 +76,19 @@ class Features:
                 chunk = next(chunks, None)
                 if chunk is None:
                     return
-                chunk = self._checked(_array("features", chunk))
+                chunk = self._checked(_array("features", self._by_name(chunk)))
             yield chunk
+
+    def _by_name(self, chunk: np.ndarray | pd.DataFrame) -> np.ndarray | pd.DataFrame:
+        """Put columns that have names into the order of those trained on, where those are known."""
+        if self.names is None or isinstance(chunk, np.ndarray) or not all(isinstance(c, str) for c in chunk.columns):
+            return chunk
+        if sorted(chunk.columns) != sorted(self.names):
+            wrong = next((c for c in chunk.columns if c not in self.names), None)
+            got = ", ".join(chunk.columns) if wrong is None else repr(wrong)
+            hint = "" if wrong is None else nearest(wrong, self.names)
+            raise G2MError(f"features: expected the columns {', '.join(self.names)}, in any order (got {got}).{hint}")
+        return chunk[list(self.names)]
 
     def _checked(self, array: np.ndarray) -> np.ndarray:
         if array.dtype.kind not in "fiub" or array.ndim != 2 or array.shape[1] != self.in_channels:
@@ -89,7 +100,9 @@ class Features:
         return array.astype(np.float32)
 
 
-def read_features(path: str | Path, in_channels: int, *, rows: int | None = None) -> Features:
+def read_features(
+    path: str | Path, in_channels: int, *, rows: int | None = None, names: Sequence[str] | None = None
+) -> Features:
     """Open features ``[N, F]`` and read them as float32, chunk by chunk, when iterated over.
 
     A CSV may have a header line or none: a first line of numbers is data, unless it counts several columns, ``0,1,…``,
@@ -99,13 +112,15 @@ def read_features(path: str | Path, in_channels: int, *, rows: int | None = None
         path: ``.npy`` (mapped into memory, not read into it), ``.csv`` or ``.parquet``.
         in_channels: F, the number of columns expected.
         rows: of a chunk, from 1; default: as many as hold four million numbers.
+        names: of the columns trained on; a table that names its columns is put into their order. Default ``None``: not
+            known, columns are taken as they come.
 
     Raises:
-        G2MError: if the file is missing or unreadable, a column is not numeric, or the width is not F; what is wrong
-            further down, when that is reached.
+        G2MError: if the file is missing or unreadable, a column is not numeric, the width is not F or the names are
+            others; what is wrong further down, when that is reached.
     """
     path = _existing("features", path)
-    return Features(path, in_channels, rows or max(1, VALUES // in_channels))
+    return Features(path, in_channels, rows or max(1, VALUES // in_channels), names)
 
 
 def _is_number(text: str) -> bool:
@@ -210,7 +225,7 @@ def check_rows(arcs: np.ndarray, num_rows: int | None) -> None:
 # -- predictions out -------------------------------------------------------------------------------------------
 
 
-def write_predictions(target: str | Path | IO[str], parts: Iterable[Part]) -> int:
+def write_predictions(target: str | Path | IO[str], parts: Iterable[Part], names: Sequence[str] | None = None) -> int:
     """Write predictions as columns ``class``, ``p0`` … (.npy: one ``[N, 1 + C]``), and return the number of rows.
 
     Nothing is seen of them before the last part is written.
@@ -218,21 +233,23 @@ def write_predictions(target: str | Path | IO[str], parts: Iterable[Part]) -> in
     Args:
         target: ``.npy``, ``.csv`` or ``.parquet``, or a stream for CSV.
         parts: classes ``[n]`` and probabilities ``[n, C]``, in the order of rows; at least one.
+        names: C names, written in place of the numbers of classes, but for .npy; default ``None``.
 
     Raises:
         G2MError: on another kind of file, or if a package is missing.
     """
     if not isinstance(target, (str, Path)):
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
-            count = _write_csv(file, _frames(parts))
+            count = _write_csv(file, _frames(parts, names))
             file.seek(0)
             shutil.copyfileobj(file, target)
         return count
     path = Path(target)
     suffix, parts = _suffix("--out", path), iter(parts)
-    frames = _frames(chain([next(parts)], parts))  # what is wrong from the start leaves no folder behind
+    names = None if suffix == ".npy" else names
+    frames = _frames(chain([next(parts)], parts), names)  # what is wrong from the start leaves no folder behind
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.tmp{suffix}")
     try:
         count = _WRITE[suffix](temporary, frames)
         temporary.replace(path)
@@ -243,10 +260,11 @@ def write_predictions(target: str | Path | IO[str], parts: Iterable[Part]) -> in
     return count
 
 
-def _frames(parts: Iterable[Part]) -> Iterator[pd.DataFrame]:
+def _frames(parts: Iterable[Part], names: Sequence[str] | None) -> Iterator[pd.DataFrame]:
     for classes, probabilities in parts:
-        names = [f"p{c}" for c in range(probabilities.shape[1])]
-        yield pd.DataFrame({"class": classes} | dict(zip(names, probabilities.T, strict=True)))
+        columns = [f"p{c}" for c in range(probabilities.shape[1])]
+        shown = classes if names is None else np.asarray(names, dtype=object)[classes]
+        yield pd.DataFrame({"class": shown} | dict(zip(columns, probabilities.T, strict=True)))
 
 
 def _write_csv(target: Path | IO[str], frames: Iterator[pd.DataFrame]) -> int:

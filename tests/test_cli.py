@@ -209,7 +209,7 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["bench", "--methods", "mlp"], "DATA: expected at least one card name"),
         (["bench", "sbm", "--all", "--methods", "mlp"], r"--all, --methods: expected one of them \(got both\)"),
         (["bench", "--all", "-o", "vqgraph.code=1"], "unknown key 'code'"),
-        (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], "Not a directory|File exists"),
+        (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], r"out: .* cannot be written"),
         (["bench", "sbm", "--out", "."], r"--out: expected a results file \(got the folder '\.'\)"),
         (["bench-condense", "atlas", "--plot", "p.gif"], r"--plot: expected a name that ends in \.png, \.svg, \.pdf"),
         (["train", "sbm", "--out", "file"], r"--out: expected a folder \(got the file 'file'\)"),
@@ -437,6 +437,34 @@ def test_predict_by_an_exported_student(call, place, student, name):
     code, out, error = call("predict", name, "x.npy")
     assert (code, out) == (2, "")
     assert "shape [N, 32]" in error
+
+
+def test_predict_by_the_names_of_classes_and_columns(call, place, student):
+    model, x = student
+    classes, columns = (
+        ["red", "green", "blue", "grey"][: model.meta_["num_classes"]],
+        [f"c{i}" for i in range(x.shape[1])],
+    )
+    model.export(place / "named.pt2", class_names=classes, feature_names=columns)
+    pd.DataFrame(x, columns=columns).iloc[:, ::-1].to_csv("x.csv", index=False)
+    expected = [classes[c] for c in model.predict(x)]
+    assert call("predict", "named.pt2", "x.csv", "--out", "p.csv")[0] == 0
+    assert pd.read_csv("p.csv")["class"].tolist() == expected
+    assert json.loads(call("predict", "named.pt2", "x.csv", "--json")[1])["class"] == expected
+    assert call("predict", "named.pt2", "x.csv", "--out", "p.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("p.npy")[:, 0], model.predict(x))
+    pd.DataFrame(x, columns=[*columns[:-1], "other"]).to_csv("x.csv", index=False)
+    code, out, error = call("predict", "named.pt2", "x.csv")
+    assert (code, out) == (2, "")
+    assert "features: expected the columns c0" in error
+
+
+@pytest.mark.parametrize("option", [("--seed", 1), ("--setting", "inductive"), ("-o", "data.x=1"), ("--root", "there")])
+def test_export_without_data_takes_no_option_of_it(call, place, student, option):
+    code, out, error = call("export", "student.safetensors", "--out", "s.pt2", *option)
+    assert (code, out) == (2, "")
+    assert f"{option[0]}: is of --data (got none)" in error
+    assert not (place / "s.pt2").exists()
 
 
 @pytest.mark.parametrize("target", ["p.csv", "p.npy", "p.parquet", "-", "json"])
@@ -943,7 +971,7 @@ def states(study):
     return [trial.state.name for trial in study.trials]
 
 
-def test_sweep_prints_the_best_and_writes_what_it_found(sweep, place):
+def test_sweep_prints_the_best_and_writes_what_it_found(call, sweep, place):
     code, out, error = sweep("--trials", 6, "--replicate", 2)
     assert (code, error) == (0, "")
     folder = place / "sweep" / "sbm-mlp-transductive"
@@ -976,6 +1004,15 @@ def test_sweep_prints_the_best_and_writes_what_it_found(sweep, place):
     assert shown["study"] == "sbm-mlp-transductive"
     assert {Path(path).stem for path in shown["plots"]} == drawn
     assert shown["records"] == read_results(folder / "results.jsonl")
+
+    (record,) = json.loads(call("train", folder / "best.toml", "--out", "kept", "--json")[1])
+    assert record["config"].pop("versions")
+    assert (record["config"], record["setting"]) == (best.config(), "transductive")
+    assert len(list(place.glob("kept/seed0-*/student.safetensors"))) == 1
+    for option in ("--method", "--teacher"):
+        code, _, error = call("train", folder / "best.toml", option, "glnn")
+        assert code == 2
+        assert f"{option}: " in error
 
     assert sweep("--trials", 6)[0] == 0
     assert open_experiment(folder / "best.toml").tuned == best.tuned, "scores on fresh seeds stay"

@@ -159,6 +159,41 @@ def test_inductive_draws_as_the_reference_does():
     assert torch.equal(torch.cat([graph.part("seen"), unseen]).sort().values, test)
 
 
+def test_inductive_takes_seeds_of_numpy_and_refuses_what_is_none():
+    graph = ring(60)
+    assert graph.inductive(seed=np.int64(3)).fingerprint() == graph.inductive(seed=3).fingerprint()
+    for seed in ("a", 1.5, None, True, -1, 1 << 40):
+        with pytest.raises(G2MError, match="seed: expected a whole number"):
+            graph.inductive(seed=seed)
+
+
+@pytest.mark.parametrize("key", ["edge_weight", "edge_attr"])
+def test_from_pyg_says_what_it_leaves_out(key):
+    data = Data(torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]]), y=torch.tensor([0, 1, 0]))
+    data[key] = torch.ones(2)
+    with pytest.warns(UserWarning, match=f"{key} left out"):
+        Graph.from_pyg(data)
+
+
+def test_from_pyg_takes_a_data_and_nothing_else():
+    with pytest.raises(G2MError, match=r"expected a Data with x, edge_index and y \(got Graph\)"):
+        Graph.from_pyg(ring(60))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": ["a", "b", "a"]}, "y: expected a tensor or an array of numbers .*LabelEncoder"),
+        ({"y": np.array(["a", "b", "a"], dtype=object)}, "y: expected a tensor or an array of numbers .*LabelEncoder"),
+        ({"edge_index": torch.eye(3).to_sparse()}, "edge_index: .*to_edge_index"),
+        ({"keep_loops": "False"}, r"keep_loops: expected True or False \(got 'False'\)"),
+    ],
+)
+def test_what_a_graph_is_not_made_of(change, message):
+    with pytest.raises(G2MError, match=message):
+        Graph(**{"x": torch.ones(3, 2), "edge_index": [[0, 1], [1, 2]], "y": [0, 1, 0], **change})
+
+
 def test_inductive_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     ring(60).inductive(seed=5)

@@ -284,6 +284,18 @@ def test_what_is_not_a_set_of_graphs_is_refused_with_the_reason(change, message)
         tiny(**change)
 
 
+def end(graph: Data, node: int) -> Data:
+    """The graph with an arc to a node that is not there."""
+    return graph.clone().update({"edge_index": torch.tensor([[0], [node]]), "edge_attr": graph.edge_attr[:1]})
+
+
+def moved(key: str, first: Data, second: Data) -> list[Data]:
+    """Two graphs, the first with a row of the second one's attributes."""
+    first, second = (graph.clone().update({"num_nodes": graph.num_nodes}) for graph in (first, second))
+    first[key], second[key] = torch.cat([first[key], second[key][:1]]), second[key][1:]
+    return [first, second]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -295,6 +307,10 @@ def test_what_is_not_a_set_of_graphs_is_refused_with_the_reason(change, message)
         (lambda data: [*data, *draw([2], edge_attr=False)], "edge_attr on every graph or none"),
         (lambda data: [*data, *draw([2], x="values")], "x of the same width on every graph"),
         (lambda data: [*data, *draw([2], tasks=3)], "y of the same width on every graph"),
+        (lambda data: [end(data[0], 3), data[1]], r"edge_index of nodes 0 to 2 on graph 0 \(got \[0, 3\]"),
+        (lambda data: [data[0], end(data[1], -1)], r"edge_index of nodes 0 to 1 on graph 1 \(got \[0, -1\]"),
+        (lambda data: moved("x", *data), r"3 rows of x on graph 0, one a node or arc \(got 4\)"),
+        (lambda data: moved("edge_attr", *data), r"rows of edge_attr on graph 0, one a node or arc"),
     ],
 )
 def test_graphs_that_do_not_go_together_are_refused_with_the_reason(spoil, message):

@@ -261,6 +261,21 @@ def test_mistakes_in_a_comparison(pair, monkeypatch, options, message):
         compare(*pair, thin(), **options)
 
 
+@pytest.mark.parametrize("sizes", [(), (0,), 5])
+def test_mistakes_of_those_measured(pair, sizes):
+    teacher, student = pair
+    with pytest.raises(G2MError, match="sizes: expected"):
+        teacher_latency(teacher, thin(), sizes=sizes)
+    with pytest.raises(G2MError, match="sizes: expected"):
+        student_latency(student, thin(), sizes=sizes)
+    with pytest.raises(G2MError, match=r"teacher: expected a g2m.Teacher \(got Student\)"):
+        compare(student, teacher, thin())
+    with pytest.raises(G2MError, match="not fitted yet"):
+        teacher_latency(Teacher("gcn"), thin())
+    with pytest.raises(G2MError, match="not fitted yet"):
+        student_latency(Student("mlp"), thin())
+
+
 def test_a_comparison_on_another_graph(pair):
     other = thin()
     with pytest.raises(

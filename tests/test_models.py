@@ -525,7 +525,7 @@ def test_no_propagation_and_no_edges_take_the_whole_graph():
 
 def test_a_module_of_ones_own_gets_the_whole_graph():
     graph = thin()
-    (x, edge_index), row = Wrapped(nn.Identity()).inputs_for(graph, ASKED["one"])
+    (x, edge_index), row = Wrapped(pyg.GraphSAGE(6, 8, 2)).inputs_for(graph, ASKED["one"])
     assert x is graph.x
     assert edge_index is graph.edge_index
     assert torch.equal(row, torch.arange(60))

@@ -508,7 +508,7 @@ def test_without_draws_reliability_is_not_known():
     taught = Teacher("gcn", hidden_channels=8, max_epochs=2, device="cpu").fit(graph)
     outputs = taught.outputs(graph, noise_draws=0)
     assert outputs.entropy_change is None
-    with pytest.raises(G2MError, match=r"method 'krd' needs entropy_change, which this teacher does not emit"):
+    with pytest.raises(G2MError, match=r"method 'krd' needs entropy_change, which noise_draws=0 leaves out"):
         Student("krd", device="cpu").fit(graph, outputs)
     Student("glnn", max_epochs=1, device="cpu").fit(graph, outputs)
     for wrong in (-1, 1.5, "5"):

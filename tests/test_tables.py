@@ -119,6 +119,27 @@ def test_columns_of_pandas_own_types_and_a_missing_number_is_none(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "x.parquet", 3), [[1, 0.5, 3], [0, np.nan, np.nan]])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_are_found_by_their_names(tmp_path, x, suffix):
+    names = ["age", "size", "price"]
+    other = save(tmp_path / f"other{suffix}", x[:, [2, 0, 1]], ["price", "age", "size"])
+    for path in (save(tmp_path / f"x{suffix}", x, names), other):
+        found = np.concatenate(list(read_features(path, COLUMNS, names=names, rows=2)))
+        np.testing.assert_allclose(found, x, rtol=1e-6)
+    np.testing.assert_allclose(read(other, COLUMNS), x[:, [2, 0, 1]], rtol=1e-6)
+    wrong = save(tmp_path / f"wrong{suffix}", x, ["age", "size", "prize"])
+    with pytest.raises(
+        G2MError, match=r"columns age, size, price, in any order \(got 'prize'\)\. Did you mean 'price'"
+    ):
+        list(read_features(wrong, COLUMNS, names=names))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv"])
+def test_columns_without_names_are_taken_as_they_come(tmp_path, x, name):
+    found = list(read_features(save(tmp_path / name, x), COLUMNS, names=["age", "size", "price"]))
+    np.testing.assert_allclose(np.concatenate(found), x, rtol=1e-6)
+
+
 def test_more_columns_than_names_are_refused(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2,3\n4,5,6\n")
     with pytest.raises(G2MError, match="Length of header"):

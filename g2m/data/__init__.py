@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from g2m.data import splits
 from g2m.data.cards import Card, cards, data_root, find_card, read_card
 from g2m.data.sources import SOURCES, knn_graph, sbm
-from g2m.errors import G2MError, check_keys, choose
+from g2m.errors import G2MError, check_flag, check_keys, choose
 from g2m.graph import SETTINGS, Graph
 from g2m.graphs import Graphs
 
@@ -54,6 +54,10 @@ def load(
             f"(got {setting!r}). Leave it out."
         )
     check_keys(f"load({card.name!r})", options, [*card.options, "split", "seed", "setting", "root", "download"])
+    check_flag("download", download)
+    for option, value in options.items():
+        if isinstance(card.options.get(option), bool):
+            check_flag(option, value)
     split = card.default_split if split is None else split
     if isinstance(split, str):
         choose("split", split, card.splits)

@@ -150,6 +150,11 @@ def find_card(name: str | Card) -> Card:
     Raises:
         G2MError: if there is none; the message names the nearest.
     """
+    if isinstance(name, str) and name not in _cards() and Path(name).suffix:
+        raise G2MError(
+            f"name: expected a card's name, as `g2m data` lists them (got {name!r}). A graph of your own is used from "
+            "Python: docs/data.md."
+        )
     return name if isinstance(name, Card) else _cards()[choose("name", name, _cards())]
 
 
