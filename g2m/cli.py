@@ -571,12 +571,14 @@ def condense_command(
     """Condense the training graphs of a data set to a few bytes that any GNN can be trained on."""
     from g2m.condense import CondensedSet, TreeTable, condense, everything
     from g2m.condense import inspect as inspect_trees
-    from g2m.condense.methods import function_of
+    from g2m.condense.methods import check_budget, function_of
     from g2m.data import load
     from g2m.experiments import key_values
 
     graphs, given = load(data, seed=seed, root=root), key_values(options or (), "min_size=2")
     function_of(method, graphs, given)  # mistakes are refused before anything is counted
+    if budget is not None:
+        check_budget(budget)
     train = graphs.subset(graphs.part("train"))
     table = TreeTable(train, hops, given.get("degrees", False))
     inspection = inspect_trees(table.classes, train.batch)

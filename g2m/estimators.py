@@ -256,6 +256,8 @@ class Teacher(_Estimator):
         self.patience, self.select, self.seed, self.device = patience, choose("select", select, SELECT), seed, device
         self.members, self.tokenizer, self.options = check_whole("members", members), tokenizer, options
         self.partitions, self.batch_size = check_whole("partitions", partitions), check_whole("batch_size", batch_size)
+        if not isinstance(fan_out, Sequence | None):
+            raise G2MError(f"fan_out: expected a number for each layer, such as (10, 5) (got {fan_out!r}).")
         self.fan_out = None if fan_out is None else [check_whole("fan_out", most) for most in fan_out]
         if self.fan_out is None and self._changed("batch_size"):
             raise G2MError(f"batch_size: of steps that fan_out samples (got {batch_size} without). Give both or none.")
@@ -893,6 +895,11 @@ class Student(_Estimator):
             method = copy.deepcopy(make_method(self.method, self.options))  # anew: its own weights follow the seed
             method.build(model, outputs)
             targets, edge_index = method.prepare(observed, outputs), method.edges(observed)
+        for key, value in targets.items():
+            if not isinstance(value, Tensor) or value.shape[:1] != (observed.num_nodes,):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                expected = f"expected tensors of {observed.num_nodes} rows, one a node"
+                raise G2MError(f"method {method.name!r}: prepare: {expected} (got {got} for {key!r}).")
         train, val = observed.part("train"), observed.part("val")
         batches = NodeBatches(
             x if place is None else place(x),

@@ -106,12 +106,13 @@ class Graph:
                 raise G2MError(f"data: expected a Data with x, edge_index and y (got {got}).")
         if unused := [key for key in ("edge_weight", "edge_attr") if data.get(key) is not None]:
             warnings.warn(f"data: {' and '.join(unused)} left out: g2m's graphs have plain edges.", stacklevel=2)
+        split_index = check_whole("split_index", split_index, 0)
         if split is None:
             masks = {part: data.get(f"{part}_mask") for part in PARTS[:3]}
             split = {
-                part: mask if mask.dim() == 1 else mask[:, split_index % mask.size(1)]
+                part: mask if mask.ndim == 1 else mask[:, split_index % mask.shape[1]]
                 for part, mask in masks.items()
-                if mask is not None
+                if mask is not None and mask.shape[-1]
             }
         return cls(data.x, data.edge_index, data.y, split, name=name, **options)
 

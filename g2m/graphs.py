@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.utils import cumsum
 
-from g2m.errors import G2MError, check_keys, check_whole, choose
+from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
 from g2m.graph import METRICS, _integers, _tensor
 
 PARTS = ("train", "val", "test")
@@ -68,6 +68,7 @@ class Graphs:
             object.__setattr__(self, key, value)
 
         choose("metric", self.metric, METRICS)
+        check_flag("keep_loops", self.keep_loops)
         put("ptr", _ptr(self.ptr))
         put("x", _attributes("x", self.x, self.num_nodes, "node"))
         edge_index = _edge_index(self.edge_index, self.batch)

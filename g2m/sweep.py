@@ -183,7 +183,7 @@ class Sweep:
             changed = sorted(key for key in known | identity if known.get(key) != identity.get(key))
             raise G2MError(
                 f"storage: the study {name!r} there is of another sweep, it differs in: {', '.join(changed)}. "
-                "Name another folder, or another study by its name."
+                "Name another folder (--out), or another study (--name)."
             )
         return study
 

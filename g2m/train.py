@@ -341,6 +341,8 @@ class Run:
     def parts(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
         """Return the parts of the loss that this step is to use."""
         parts = self.loss(output, batch)
+        if not isinstance(parts, Mapping) or any(not isinstance(p, Tensor) or p.dim() for p in parts.values()):
+            raise G2MError(f"loss: expected a dict of scalar tensors by name, the parts of the loss (got {parts!r}).")
         if batch.only is not None:
             parts = {key: value for key, value in parts.items() if (key == "label") == (batch.only == "label")}
         if not parts:

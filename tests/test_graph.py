@@ -175,6 +175,14 @@ def test_from_pyg_says_what_it_leaves_out(key):
         Graph.from_pyg(data)
 
 
+def test_from_pyg_takes_masks_of_numpy_and_a_split_that_is_a_number():
+    data = Data(torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]]), y=torch.tensor([0, 1, 0]))
+    data.train_mask, data.test_mask = np.array([[True, False]] * 3), torch.empty(3, 0, dtype=torch.bool)
+    assert Graph.from_pyg(data).part("train").tolist() == [0, 1, 2]
+    with pytest.raises(G2MError, match="split_index: expected a whole number from 0"):
+        Graph.from_pyg(data, split_index="a")
+
+
 def test_from_pyg_takes_a_data_and_nothing_else():
     with pytest.raises(G2MError, match=r"expected a Data with x, edge_index and y \(got Graph\)"):
         Graph.from_pyg(ring(60))

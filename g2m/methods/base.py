@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class Method(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not isinstance(getattr(cls, "name", None), str):
+            raise G2MError(
+                f'name: expected one of the method {cls.__qualname__} (got none). Set name = "…" in the class.'
+            )
+        knowledge = {each.name for each in fields(TeacherOutputs)} - {"node_id", "meta"}
+        check_keys(f"method {cls.name!r}: needs, wants", {*cls.needs, *cls.wants}, knowledge)
         taken = REGISTRY.setdefault(cls.name, cls)
         if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise G2MError(f"name: {cls.name!r} is the method {taken.__module__}.{taken.__qualname__}. Choose another.")

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from cases import blocks
 from torch import Generator, nn
 
 from g2m.batches import FullBatch
 from g2m.errors import G2MError
+from g2m.estimators import Student
 from g2m.methods import REGISTRY, Method, label_loss, make_method
 from g2m.methods.glnn import GLNN
 from g2m.models import Output
@@ -39,6 +41,36 @@ def test_a_subclass_registers_itself(made_here):
     assert made_here.options() == {"width": 2}
     assert isinstance(make_method("made_here", {"width": 5}), made_here)
     assert repr(make_method("made_here", {"width": 5})) == "MadeHere(width=5)"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, r"name: expected one of the method M \(got none\)"),
+        ({"name": "m", "needs": frozenset({"logit"})}, "needs, wants: unknown key 'logit'.*Did you mean 'logits'"),
+    ],
+)
+def test_a_method_that_does_not_say_what_it_is_is_refused(body, message):
+    before = dict(REGISTRY)
+    with pytest.raises(G2MError, match=message):
+        type("M", (Method,), body)
+    assert before == REGISTRY
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prepare": lambda self, graph, outputs: {"p": graph.x[:5]}}, r"prepare: expected tensors of \d+ rows.*'p'"),
+        ({"prepare": lambda self, graph, outputs: {"p": 3}}, r"prepare: expected tensors .*got int for 'p'"),
+        ({"loss": lambda self, output, batch: label_loss(output, batch)}, "loss: expected a dict of scalar tensors"),
+        ({"loss": lambda self, output, batch: {"label": output.logits}}, "loss: expected a dict of scalar tensors"),
+    ],
+)
+def test_a_method_that_returns_something_else_is_told_so(made_here, wrong, message):
+    right = {"loss": lambda self, output, batch: {"label": label_loss(output, batch)}}
+    method = type("Other", (made_here,), {"name": "other", **right, **wrong})
+    with pytest.raises(G2MError, match=message):
+        Student(method, hidden_channels=4, max_epochs=1).fit(blocks())
 
 
 def test_defaults_ask_for_nothing(made_here):
