@@ -66,12 +66,16 @@ def app() -> None:
     # Torch on Linux then takes large tensors in huge pages: wide layers otherwise wait for the kernel to hand out small
     # ones, at every step. Read when torch first allocates; worker processes inherit it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
+    with mistakes():
         cli()
-    except G2MError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:  # a folder that cannot be written, a full disk: the message names the path
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """Inside, a user's mistake prints one line and exits 2."""
+    try:
+        yield
+    except (G2MError, OSError) as error:  # of a folder that cannot be written, a full disk, the message names the path
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

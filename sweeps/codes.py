@@ -27,6 +27,7 @@ from torch_geometric.utils import k_hop_subgraph
 
 import g2m
 from g2m.bench import append_result, cache_folder
+from g2m.cli import mistakes
 from g2m.estimators import Teacher
 from g2m.experiments import find
 from g2m.report import curves, mean_std
@@ -155,4 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

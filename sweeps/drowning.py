@@ -20,6 +20,7 @@ from torch.distributions import Categorical
 
 import g2m
 from g2m.bench import append_result, cache_folder
+from g2m.cli import mistakes
 from g2m.estimators import Student, Teacher
 from g2m.experiments import find
 from g2m.frequency import indicators
@@ -117,4 +118,5 @@ def _mean_std(key: str, values: list[float], digits: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -1,6 +1,6 @@
 """How far a method's students are above their teachers, above GLNN's and above plain MLPs, from a results file.
 
-python sweeps/gains.py ff_g2m docs/results/ff_g2m.jsonl --out docs/results/ff_g2m_gains.jsonl
+python sweeps/gains.py ff_g2m docs/results/ff_g2m.jsonl -o teacher.select=loss --out docs/results/ff_g2m_gains.jsonl
 
 ``all`` in place of a method: every method above the teacher, a column per graph.
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from g2m.bench import read_results
+from g2m.cli import mistakes
 from g2m.comparisons import pairs
 from g2m.errors import G2MError
 from g2m.report import grouped, of_trainings
@@ -163,8 +163,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes():
         main()
-    except G2MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -24,6 +24,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from g2m.bench import append_result
+from g2m.cli import mistakes
 from g2m.experiments import open_experiment
 from g2m.sweep import JOURNAL, Sweep
 
@@ -135,4 +136,5 @@ def _at_work(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

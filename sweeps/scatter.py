@@ -22,6 +22,7 @@ import torch
 from torch_geometric.utils import scatter, segment, softmax
 
 from g2m.bench import append_result
+from g2m.cli import mistakes
 from g2m.data import sbm
 from g2m.errors import G2MError
 from g2m.models import GNN
@@ -107,4 +108,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

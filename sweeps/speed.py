@@ -26,6 +26,7 @@ from torch_geometric.utils import add_self_loops
 
 import g2m
 from g2m.bench import append_result
+from g2m.cli import mistakes
 from g2m.estimators import Student, Teacher
 from g2m.experiments import find
 
@@ -242,4 +243,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

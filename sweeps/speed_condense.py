@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import GINConv, GINEConv, global_add_pool
 
 import g2m
+from g2m.cli import mistakes
 from g2m.condense import TreeKeys, condense, tree_classes
 from g2m.condense.bench import shipped
 from g2m.graph_gnn import GraphGNN, shape_of
@@ -212,4 +213,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

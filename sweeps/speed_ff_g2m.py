@@ -30,6 +30,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 import g2m
+from g2m.cli import mistakes
 from g2m.estimators import Student
 from g2m.experiments import find
 from g2m.losses import high_frequency_loss, low_frequency_loss
@@ -233,4 +234,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -30,6 +30,7 @@ import torch
 import g2m
 from g2m import models
 from g2m.bench import append_result
+from g2m.cli import mistakes
 
 NODES, FEATURES, CLASSES = 2_000_000, 256, 10
 TEACHERS = {
@@ -147,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -30,6 +30,7 @@ import torch
 
 import g2m
 from g2m.bench import append_result, read_results
+from g2m.cli import mistakes
 from g2m.memory import teacher_memory
 
 TABLE = "Time and memory by size of the graph"
@@ -144,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -22,6 +22,7 @@ from speed import report
 from torch import Tensor
 
 import g2m
+from g2m.cli import mistakes
 from g2m.latency import measure
 
 SHAPES = {"2 × 128": (2, 128), "3 × 512": (3, 512)}
@@ -84,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

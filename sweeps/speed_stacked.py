@@ -22,6 +22,7 @@ import torch
 from speed import measure, report
 
 import g2m
+from g2m.cli import mistakes
 
 
 def train(data: str, count: int, width: int, epochs: int, device: str) -> tuple[list[float], list[float]]:
@@ -106,4 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -33,6 +33,7 @@ from torch import Generator, Tensor
 
 import g2m
 from g2m import latency
+from g2m.cli import mistakes
 from g2m.estimators import Student, Teacher
 from g2m.models import GNN, MLP
 from g2m.sparse import CSR
@@ -236,4 +237,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

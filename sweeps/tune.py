@@ -10,14 +10,13 @@ is better with them as well. Killed, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from pathlib import Path
 
 import optuna
 
 from g2m.bench import append_result, read_results, run
-from g2m.errors import G2MError
+from g2m.cli import mistakes
 from g2m.experiments import alike
 from g2m.report import percent
 from g2m.sweep import JOURNAL, Sweep
@@ -79,8 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes():
         main()
-    except G2MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
