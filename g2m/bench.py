@@ -148,11 +148,11 @@ def cells(
         choose("teachers", teacher, BACKBONES)
     check_whole("seeds", seeds)
     found: dict[str, Cell] = {}
+    choice = find_tuned if tuned else alike if common else find
+    chosen = [choice(name, method, teacher) for name in data for teacher in teachers for method in methods]
+    chosen = overridden(chosen, overrides)
     for name in data:
-        choice = find_tuned if tuned else alike if common else find
-        chosen = [choice(name, method, teacher) for teacher in teachers for method in methods]
-        experiments = overridden(chosen, overrides)
-        first = [Cell(experiment, settings[0], 0) for experiment in experiments]
+        first = [Cell(experiment, settings[0], 0) for experiment in chosen if experiment.data == name]
         for cell in first:
             try:
                 cell.check()
