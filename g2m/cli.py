@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -47,6 +48,7 @@ data_cli = typer.Typer(help="Data sets: list the cards, fetch one.", invoke_with
 cli.add_typer(data_cli, name="data")
 
 _WIDE = None if sys.stdout.isatty() else 200  # a pipe or a file has no width to wrap at
+_LINE_EVERY = 60  # seconds
 out, err = Console(width=_WIDE), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -99,11 +101,30 @@ def show_text(text: str) -> None:
         typer.echo(text)
 
 
+class _Bar(Progress):
+    """A progress bar with time left; where there is no terminal, a line a minute, if anything moves."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Time left by the speed of the last hour, not of the last half minute: a training may take longer than that.
+        super().__init__(*columns, console=err, transient=True, disable=not err.is_terminal, speed_estimate_period=3600)
+        self._said, self._line = time.monotonic(), ""
+
+    def update(self, task_id: TaskID, **options: Any) -> None:
+        super().update(task_id, **options)
+        task = next(task for task in self.tasks if task.id == task_id)
+        line = f"{task.description}: {task.completed:g} of {'?' if task.total is None else format(task.total, 'g')}"
+        if self.disable and line != self._line and time.monotonic() - self._said >= _LINE_EVERY:
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._said, self._line = time.monotonic(), line
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        self.update(task_id, advance=advance)
+
+
 def bar() -> Progress:
-    """A progress bar on standard error with time left; silent where that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Time left by the speed of the last hour, not of the last half minute: a training may take longer than that.
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, speed_estimate_period=3600)
+    """A progress bar on standard error, see :class:`_Bar`."""
+    return _Bar()
 
 
 class _Once(logging.Handler):

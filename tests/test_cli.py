@@ -779,6 +779,17 @@ def test_what_fails_in_bench_is_listed_and_the_rest_is_done(call, place, workers
     assert (code, by_key(json.loads(out))) == (1, by_key(done))
 
 
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(call, monkeypatch):
+    words = ["bench", "sbm", *QUICK, "--settings", "transductive", "--methods", "glnn", "--seeds", 2, "--json"]
+    monkeypatch.setattr(cli, "_LINE_EVERY", 0)
+    code, out, error = call(*words)
+    assert code == 0
+    assert len(json.loads(out)) == 2
+    assert "sbm glnn sage transductive, seed 0: 1 of 2\nsbm glnn sage transductive, seed 1: 2 of 2\n" in error
+    monkeypatch.setattr(cli, "_LINE_EVERY", 60)
+    assert " of 2" not in call(*words)[2], "not so soon"
+
+
 def test_the_bar_counts_what_was_finished_before_as_done(call, monkeypatch):
     bars = []
     make = cli.bar
