@@ -102,7 +102,7 @@ def show_text(text: str) -> None:
 
 
 class _Bar(Progress):
-    """A progress bar with time left; where there is no terminal, a line a minute, if anything moves."""
+    """A progress bar with time left; where there is no terminal, a line a minute, if it has moved."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -313,7 +313,7 @@ print(student.predict(sklearn.datasets.load_digits().data[:10]))
 @cli.command()
 def train(
     data: Annotated[
-        str, typer.Argument(help="Card name, see g2m data; or an experiment, such as a sweep's best.toml.")
+        str, typer.Argument(help="Card name, see g2m data; or an experiment: a sweep's best.toml, glnn/cora-cpf-sage.")
     ],
     method: Annotated[str | None, typer.Option(help="Distillation method; default glnn, or the experiment's.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher's backbone; default sage, or the experiment's.")] = None,
@@ -336,7 +336,7 @@ def train(
     from g2m.report import score_rows, summary
 
     _check_folder(folder)
-    if data.endswith(".toml"):
+    if data.endswith(".toml") or "/" in data:
         said = {"--method": method, "--teacher": teacher, "--tuned": tuned or None}
         if given := [option for option, value in said.items() if value is not None]:
             raise G2MError(f"{given[0]}: {data!r} says it. Leave {given[0]} out.")

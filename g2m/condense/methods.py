@@ -91,9 +91,9 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown method, or what is none of its options."""
     parameters = inspect.signature(METHODS[choose("method", method, METHODS)]).parameters
     check_keys(f"method {method!r}", options, [p for p in parameters if p not in _OF_THE_RUN])
-    for name in ("faithful", "degrees"):
-        if name in options:
-            check_flag(name, options[name])
+    for name, value in options.items():
+        if isinstance(parameters[name].default, bool):
+            check_flag(name, value)
 
 
 def function_of(method: str, graphs: Graphs, options: Mapping[str, Any]) -> Callable[..., CondensedSet]:

@@ -75,10 +75,8 @@ class KRD(Method):
         self.lam = check_range("lam", lam, 0, 1)
         self.tau = check_range("tau", tau, 0, open_low=True)
         self.momentum = check_range("momentum", momentum, 0, 1)
-        self.warmup, self.separate_means = (
-            check_whole("warmup", warmup, 0),
-            check_flag("separate_means", separate_means),
-        )
+        self.warmup = check_whole("warmup", warmup, 0)
+        self.separate_means = check_flag("separate_means", separate_means)
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
         change = outputs.entropy_change[:, 0]
