@@ -176,7 +176,7 @@ def _by_class(
         total = {c: sum(sets.values()) for c, sets in found.items()}
         # A class is drawn by its share of the graphs, a set within it by its support.
         weight = np.array([support / total[c] * of_class[c] for _, c, support in records], np.float32)
-        return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), _chances(weight))
+        return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), rounded(weight))
 
     share = (budget or 0) / len(present)
     made = make(share)
@@ -219,20 +219,18 @@ def _size(table: TreeTable, num_classes: int, min_size: int) -> Callable[[Sequen
 
 
 def rounded(weight: np.ndarray) -> torch.Tensor:
-    """Return weights in 255ths of their largest, a byte each when stored."""
+    """Return weights over the largest, none 0: in 255ths, a byte each when stored, or halves where that raises any.
+
+    Rare records may be many: each at a 255th, they would have more than their share together.
+    """
     weight = np.asarray(weight, np.float64)
     if not weight.size:
         return torch.zeros(weight.shape)
     weight = weight / weight.max()
-    return torch.from_numpy((np.maximum(np.rint(weight * 255), 1) / 255).astype(np.float32))
-
-
-def _chances(weight: np.ndarray) -> torch.Tensor:
-    """Return weights as :func:`rounded` does, or as halves where it would raise some: many may make up a class."""
-    if not weight.size or 255 * weight.min() >= 0.5 * weight.max():
-        return rounded(weight)
-    half = (weight / weight.max()).astype(np.float16)
-    return torch.from_numpy(np.maximum(half, np.finfo(np.float16).smallest_subnormal).astype(np.float32))
+    if 255 * weight[weight > 0].min() >= 0.5:  # of no share at all: without a label as well
+        return torch.from_numpy((np.maximum(np.rint(weight * 255), 1) / 255).astype(np.float32))
+    half = np.maximum(weight.astype(np.float16), np.finfo(np.float16).smallest_subnormal)
+    return torch.from_numpy(half.astype(np.float32))
 
 
 def shares(values: np.ndarray) -> np.ndarray:

@@ -90,8 +90,7 @@ def scored(graphs: Graphs, *, num_hops: int, budget: int, degrees: bool = False,
 
     A linear model of how often each class of trees is in a graph, of any depth up to ``num_hops``, says what a node
     adds to the logits of its graph. A record is a bag of one tree, as often as a mean graph has nodes, and the model's
-    probabilities for such a graph. It weighs as often as the tree occurs, in 255ths of the commonest one's and one at
-    least: at large budgets rare trees together have more than their share. A network that sums over nodes and learns
+    probabilities for such a graph. It weighs as often as the tree occurs. A network that sums over nodes and learns
     them all has the model's knowledge of the trees that are there, and its own of others.
 
     Args:

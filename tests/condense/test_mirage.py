@@ -417,8 +417,11 @@ def test_shares_are_255ths_that_add_up_to_one(rows):
     assert np.array_equal(np.rint(found * 255).sum(1), np.full(len(rows), 255))
 
 
-def test_weights_are_255ths_of_the_largest_and_never_none():
-    assert rounded(np.array([510, 255, 2, 0.1])).tolist() == pytest.approx([1, 128 / 255, PART, PART])
+def test_weights_are_255ths_of_the_largest_or_halves_where_one_is_rarer_and_never_none():
+    assert rounded(np.array([510, 255, 2, 1])).tolist() == pytest.approx([1, 128 / 255, PART, PART])
+    assert rounded(np.array([510, 255, 2, 0.1])).tolist() == pytest.approx([1, 0.5, 1 / 255, 0.1 / 510], rel=1e-3)
+    assert 0 < rounded(np.array([1.0, 1e-12]))[1] < 1e-7
+    assert rounded(np.array([[2.0, 0], [1, 1]])).flatten().tolist() == pytest.approx([1, PART, 128 / 255, 128 / 255])
     assert rounded(np.array([])).shape == (0,)
     assert rounded(np.array([3, 3])).tolist() == [1, 1]
 
