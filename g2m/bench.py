@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from g2m import distributed
 from g2m.data import find_card, load
-from g2m.errors import G2MError, check_keys, check_names, check_whole, choose
+from g2m.errors import G2MError, OutOfMemoryError, check_keys, check_names, check_whole, choose
 from g2m.estimators import Student, Teacher, versions
 from g2m.experiments import Experiment, alike, find, find_tuned, overridden
 from g2m.graph import SETTINGS, Graph
@@ -50,6 +50,7 @@ ALL_DATA = (
 )
 ALL_TEACHERS = ("sage", "gcn")
 _LATENCY_SECONDS = 0.2  # a model and way of asking it; three calls at least
+_OF_SETS = {"key", "data", "row", "backbone", "seed", "hops", "budget", "options", "method_options", "metric", "scores"}
 _RECORD = {"key", "data", "setting", "teacher", "method", "seed", "metric", "scores", "run", "config"}
 
 
@@ -225,7 +226,10 @@ def run_stacked(cells: Sequence[Cell], *, progress: bool = False, **options: Any
     for places in together.values():
         runs = [begun[place] for place in places]
         given = ([getattr(each, name) for each in runs] for name in ("student", "graph", "outputs"))
-        failed = fit_stacked(*given, progress=progress)
+        try:
+            failed = fit_stacked(*given, progress=progress)
+        except OutOfMemoryError as error:  # of these; others may be smaller
+            failed = dict.fromkeys(range(len(places)), error)
         found |= {place: failed[i] if i in failed else runs[i].end() for i, place in enumerate(places)}
     return [found[place] for place in range(len(cells))]
 
@@ -330,6 +334,7 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
         "layers": estimator.num_layers,
         "width": estimator.hidden_channels,
         "parameters": estimator.num_parameters(),
+        "entries": estimator.num_entries(),
         "best_epoch": history.best_epoch,
         "epochs": len(history),
         "seconds": round(estimator.meta_["seconds"], 2),  # of codes beside the network as well
@@ -355,8 +360,10 @@ def read_results(path: str | Path) -> list[Record]:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
-        known = isinstance(record, dict) and ("table" in record or record.keys() >= {"key", "row"})
-        if not known and not (isinstance(record, dict) and record.keys() >= _RECORD):
+        known = isinstance(record, dict) and (
+            "table" in record or record.keys() >= (_OF_SETS if "row" in record else _RECORD)
+        )
+        if not known:
             raise G2MError(f"path: line {number} of {str(path)!r} is not a result of g2m.")
         records.append(record)
     return records

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -19,7 +20,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from g2m.errors import G2MError
@@ -86,10 +88,15 @@ def mistakes() -> Iterator[None]:
 
 
 def show(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    table = Table(*header, title=title, title_justify="left")
+    table = Table(*(Column(Text(name)) for name in header), title=title and Text(title), title_justify="left")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     out.print(table)
+
+
+def say(line: str) -> None:
+    """Print a line as it is: a path may have brackets, and be long."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_json(value: Any) -> None:
@@ -206,7 +213,7 @@ def main(
     for name, value in found.items():
         if name in _PARTS:
             value = "found" if value else f"not found (pip install 'g2m[{_PARTS[name]}]')"
-        out.print(f"{name}: {value or 'none'}", markup=False, highlight=False)
+        say(f"{name}: {value or 'none'}")
     raise typer.Exit
 
 
@@ -217,7 +224,6 @@ _PARTS = {
     "optuna_dashboard": "dashboard",
     "psycopg": "distributed",
     "grpc": "distributed",
-    "rdkit": "mol",
 }
 
 
@@ -264,7 +270,7 @@ def data_get(
     if as_json:
         show_json({"name": name, "status": status})
     else:
-        out.print(f"{name}: {status}")
+        say(f"{name}: {status}")
 
 
 # -- training --------------------------------------------------------------------------------------------------
@@ -299,7 +305,7 @@ def demo(
         for row in rows
     ]
     show(header, cells, f"Handwritten digits, 20 labels a class, {seeds} seeds")
-    out.print(f"plot: {folder / 'demo.png'}   artifacts: {folder}/*.safetensors\n\nUse the student:", highlight=False)
+    say(f"plot: {folder / 'demo.png'}   artifacts: {folder}/*.safetensors\n\nUse the student:")
     typer.echo(_USE.format(path=folder / "student.safetensors"))
 
 
@@ -358,7 +364,7 @@ def train(
         show_json(records)
         return
     show(*score_rows(summary(records), setting, seconds=True), title=f"{grid[0].experiment.data}, {setting}")
-    out.print(f"kept in {folder}/seed*/: {', '.join(grid[0].files)}", highlight=False)
+    say(f"kept in {folder}/seed*/: {', '.join(grid[0].files)}")
 
 
 @cli.command()
@@ -430,7 +436,7 @@ def bench(
             header, table = score_rows(rows, setting, seconds=True)
             if table:
                 show(header, table, setting)
-        out.print(f"results: {results}", highlight=False)
+        say(f"results: {results}")
     _end(failures)
 
 
@@ -630,7 +636,7 @@ def condense_command(
         [method, f"{len(made):,} {what}", f"{size.raw:,}", f"{size.compressed:,}", f"{100 * size.raw / whole.raw:.2f}"],
     ]
     show(["", "records", "bytes", "zlib", "% of bytes"], rows, f"{data}, {made.meta['seconds']} s")
-    out.print(f"written: {path}", *(f"plot: {p}" for p in drawn), sep="\n", highlight=False)
+    say("\n".join([f"written: {path}", *(f"plot: {p}" for p in drawn)]))
 
 
 @cli.command("bench-condense")
@@ -661,12 +667,12 @@ def bench_condense(
 ) -> None:
     """Train networks on condensed sets, on all graphs and on controls, and print one table a data set."""
     from g2m.condense.bench import ROWS, CondenseCell, cells, tables
+    from g2m.condense.plots import DRAWN, plot_against_bytes
 
     _check_plot(plot)
-    chosen = _rows(rows, ROWS) if rows else list(ROWS)
     grid = cells(
         data,
-        rows=chosen,
+        rows=_rows(rows, ROWS) if rows else None,
         backbones=_names(backbones),
         seeds=seeds,
         budget=budget,
@@ -674,20 +680,21 @@ def bench_condense(
         overrides=options or (),
     )
 
+    if plot is not None and not {cell.row for cell in grid}.intersection(DRAWN):
+        raise G2MError(f"--plot: expected rows that are drawn among --rows, {'; '.join(DRAWN)} (got none).")
+
     def words(cell: CondenseCell) -> tuple[str | None, ...]:
         return cell.data, cell.row, cell.backbone
 
     records, failures = _trainings(grid, words, results, workers=workers, root=root, cache=cache)
-    if plot is not None and records:
-        from g2m.condense.plots import plot_against_bytes
-
+    if plot is not None and any(record["row"] in DRAWN for record in records):
         plot_against_bytes(records, plot)
     if as_json:
         show_json(records)
     else:
         for title, header, lines in tables(records):
             show(header, lines, title)
-        out.print(f"results: {results}", highlight=False)
+        say(f"results: {results}")
     _end(failures)
 
 
@@ -758,7 +765,7 @@ def ogb_command(
         )
         return
     show_text(found.text)
-    out.print(f"kept in {found.folder}: submission.md, results.jsonl, and by seed what was trained", highlight=False)
+    say(f"kept in {found.folder}: submission.md, results.jsonl, and by seed what was trained")
 
 
 @cli.command()
@@ -793,11 +800,13 @@ def report(
     records = [record for path in results for record in read_results(path)]
     if not records:
         raise G2MError(f"results: expected at least one record (got none in {', '.join(map(str, results))}).")
-    command = " ".join(["g2m report", *map(str, results), *(["--against", against] if against else [])])
+    command = shlex.join(["g2m", "report", *map(str, results), *(["--against", against] if against else [])])
     if into is not None:
         if not into.is_file():
             raise G2MError(f"--into: no page {str(into)!r}.")
-        text = insert(into.read_text(encoding="utf-8"), f"{command} --into {into}", markdown(records, level=3))
+        text = insert(
+            into.read_text(encoding="utf-8"), f"{command} --into {shlex.quote(str(into))}", markdown(records, level=3)
+        )
         written = write_text(into, text)
     elif target is None:
         written = None
@@ -810,7 +819,7 @@ def report(
     elif written is None:
         typer.echo(f"# Results\n\nMade by `{command}`.\n\n{markdown(records)}")
     else:
-        out.print(f"written: {written}", highlight=False)
+        say(f"written: {written}")
 
 
 # -- using -----------------------------------------------------------------------------------------------------
@@ -888,7 +897,7 @@ def predict(
         classes = classes if class_names is None else [class_names[c] for c in classes]
         show_json({"class": classes, "probability": [[round(p, 6) for p in row] for row in probabilities]})
     elif result is not None:
-        out.print(f"written: {result} ({count} rows)", highlight=False)
+        say(f"written: {result} ({count} rows)")
 
 
 @cli.command()

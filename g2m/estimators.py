@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from g2m import distributed, frequency, metrics, storage
 from g2m.batches import Batch, FullBatch, NodeBatches, PartitionBatches, SampledBatches, check_batch_size, to_device
+from g2m.codebook import Codebook
 from g2m.errors import FileError, G2MError, check_flag, check_keys, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.mapped import beside, from_array, is_mapped, noisy, not_finite
@@ -130,12 +131,17 @@ class _Estimator:
         self._check_fitted()
         return sum(p.numel() for p in self.model_.parameters())
 
+    def num_entries(self) -> int:
+        """Return how many numbers answers look up beside the parameters: codes, rows kept of known nodes."""
+        self._check_fitted()
+        return sum(module.codes.numel() for module in self.model_.modules() if isinstance(module, Codebook))
+
 
 def _plain(value: Any) -> Any:
     """Return a number as Python's own, also inside a mapping: numpy's, or a fraction, is no JSON."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
     return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
@@ -356,8 +362,10 @@ class Teacher(_Estimator):
                 raise G2MError(
                     "module: expected parameters to train (got none). Take Teacher.from_trained(module, graph)."
                 )
-            with torch.no_grad():
+            with torch.no_grad(), seeded(self.seed, device):  # which lazy parameters draw from
                 _check_answer(model.to(device).eval()(*val_inputs).logits, len(val_row), graph)
+        if not math.isfinite(metrics.score(graph.metric, torch.zeros(len(val), graph.num_classes), observed.y[val])):
+            raise G2MError("val: the validation score is nan; does 'val' hold a single class?")
         validate = {
             "metric": lambda: metrics.score(graph.metric, val_logits(), y_val),
             "loss": lambda: -float(F.cross_entropy(val_logits(), y_val)),
@@ -595,6 +603,8 @@ class Teacher(_Estimator):
         """
         tensors, meta = storage.read(path, "teacher")
         config = meta["config"]
+        if module is not None and config["model"] in BACKBONES:
+            raise G2MError(f"module: {str(path)!r} holds g2m's {config['model']!r} (got one of yours). Leave it out.")
         if config["model"] not in BACKBONES:
             if module is None:
                 raise G2MError(f"module: {str(path)!r} holds a module of yours ({config['model']}); pass one like it.")
@@ -627,7 +637,8 @@ class Student(_Estimator):
         edge_batch_size: where the method takes edges, how many a step, drawn at random. Default ``None``: the
             edges of the step's nodes.
         max_epochs, patience: default 200, 50; the epoch is chosen on validation.
-        reference_schedule: separate steps for labels and teacher as the published codes take them; default False.
+        reference_schedule: separate steps for labels and teacher as the published codes take them, where there is a
+            teacher; default False.
         seed: of initial weights, dropout and batch order; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: hyper-parameters of the method.
@@ -680,7 +691,7 @@ class Student(_Estimator):
         checkpoint: str | Path | None = None,
         checkpoint_seconds: float = 20.0,
         indicators: bool = False,
-        trained: Iterable[Student] = (),
+        trained: Student | Iterable[Student] = (),
         progress: bool = False,
         on_epoch: OnEpoch | None = None,
     ) -> Student:
@@ -704,6 +715,10 @@ class Student(_Estimator):
             G2MError: if outputs are missing, of another graph, or lack what the method needs.
         """
         _check_graph(graph)
+        check_range("checkpoint_seconds", checkpoint_seconds, 0)
+        trained = (trained,) if isinstance(trained, Student) else tuple(trained)
+        if not all(isinstance(other, Student) for other in trained):
+            raise G2MError("trained: expected fitted students (got others among them).")
         if indicators and outputs is None:
             raise G2MError("indicators: compare a student with its teacher. Pass outputs=teacher.outputs(graph).")
         if indicators and not graph.observed().num_edges:
@@ -711,7 +726,7 @@ class Student(_Estimator):
         options = {"checkpoint_seconds": checkpoint_seconds, "indicators": indicators, "on_epoch": on_epoch}
         options |= {"checkpoint": checkpoint, "progress": progress}
         method, search = self._begin(graph, outputs)
-        source, trained = _source(method, graph, outputs), tuple(trained)
+        source = _source(method, graph, outputs)
         if any(self._take_over(other, source, indicators) for other in trained):
             return self
         if search is not None:
@@ -825,7 +840,10 @@ class Student(_Estimator):
         lacking = indicators and not set(frequency.Indicators._fields) <= other.history_.epochs[0].keys()
         if lacking or any(other.meta_.get(key) != value for key, value in source.items()):
             return False
-        if other._recipe() != self._recipe():
+        try:
+            if other._recipe() != self._recipe():
+                return False
+        except G2MError:  # options of a method that is otherwise here
             return False
         self._take(copy.deepcopy(other))
         return True
@@ -852,10 +870,11 @@ class Student(_Estimator):
         keep_checkpoint: bool = False,
     ) -> Student:
         task = self._prepare(method, graph, outputs, indicators=indicators)
-        identity = {"config": self._config(), "fingerprint": graph.observed().fingerprint()}
-        identity |= {"indicators": True} if indicators else {}  # of every epoch, or of none
-        if checkpoint is not None and outputs is not None:
-            identity["outputs"] = outputs.fingerprint()
+        identity = None
+        if checkpoint is not None:
+            identity = {"config": self._recipe(), "versions": versions(), "fingerprint": graph.observed().fingerprint()}
+            identity |= {"indicators": True} if indicators else {}  # of every epoch, or of none
+            identity |= {"outputs": outputs.fingerprint()} if outputs is not None else {}
         history = fit(
             task.model,
             task.method,
@@ -1029,10 +1048,18 @@ class Student(_Estimator):
     # -- file --------------------------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Any]:
-        if isinstance(self.method, str) and self.method not in REGISTRY:  # of a file from where it is known
+        if isinstance(self.method, str):  # of a file, perhaps, from where it is known
             return self.params() | {"device": "auto"}
         method = make_method(self.method, self.options)
-        own = {name: getattr(method, name) for name in method.options()} if method is self.method else {}
+        own = {name: _plain(getattr(method, name)) for name in method.options()} if method is self.method else {}
+        for name, value in own.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise G2MError(
+                    f"method {method.name!r}: to be saved or resumed, {name} has to be a number, text, or lists and "
+                    f"tables of those (got {type(value).__name__}: {error})."
+                ) from None
         return self.params() | own | {"device": "auto", "method": method.name}
 
     def save(self, path: str | Path) -> Path:
@@ -1043,6 +1070,9 @@ class Student(_Estimator):
         if self.position_ is not None:
             tensors |= dict(zip(_POSITION, self.position_, strict=True))
         return storage.write(path, "student", tensors, meta)
+
+    def num_entries(self) -> int:
+        return super().num_entries() + (0 if self.position_ is None else self.position_[1].numel())
 
     def export(
         self,
@@ -1183,7 +1213,8 @@ def _restore(estimator: Any, tensors: dict[str, Tensor], meta: dict[str, Any], p
     width = saved["in_channels"]
     if "position_channels" in saved:
         width += saved["position_channels"]
-    model = estimator._build(width, saved["num_classes"])
+    with seeded(0, torch.device("cpu")):  # weights that are drawn, and replaced at once
+        model = estimator._build(width, saved["num_classes"])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

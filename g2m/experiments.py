@@ -182,7 +182,9 @@ class Experiment(ExperimentFile):
         return "student" if group == self.method else group
 
     def changed(self, options: Mapping[str, Any]) -> Experiment:
-        """Return the experiment with options set; what is set is no longer searched.
+        """Return the experiment with options set; what is set is no longer in ``space``.
+
+        Where that is empty, and so the method's own, spell it out before (:meth:`searched`), or all of it is searched.
 
         ``teacher.lr`` goes to the teacher, ``data.num_nodes`` to the data, ``dropout`` to the student, and ``glnn.tau``
         to the student if its method is that one.

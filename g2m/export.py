@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 import warnings
 import zipfile
@@ -609,7 +610,7 @@ def model_card(meta: Mapping[str, Any], name: str, size: int) -> str:
         markdown_table(["part", "student", *(["this file"] if of_file else [])], scores),
         "## Call it\n",
         f"```python\n{_CALLS[meta['format']].format(name=name, width=meta['in_channels'], **arcs)}\n```\n",
-        f"or `g2m predict {name} features.csv{edges} --out predictions.csv`.\n",
+        f"or `g2m predict {shlex.quote(name)} features.csv{edges} --out predictions.csv`.\n",
         *([_OF_ARCS] if meta["neighbours"] else []),
         "Features are finite numbers, in the columns and on the scale the student was trained on; nothing checks that "
         "for you when the file is called without g2m.\n",

@@ -143,6 +143,8 @@ class Graph:
         Raises:
             G2MError: naming the first node that lacks an attribute.
         """
+        if not callable(getattr(graph, "nodes", None)):
+            raise G2MError(f"graph: expected a networkx graph (got {type(graph).__name__}).")
         nodes = list(graph.nodes(data=True))
         columns = [x] if isinstance(x, str) else list(x)
         wanted = [*columns, y] + ([split] if isinstance(split, str) else [])

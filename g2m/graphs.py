@@ -229,7 +229,10 @@ class Graphs:
         return digest.hexdigest()[:32]
 
     def fingerprint(self) -> str:
-        """Return a hash of everything in the data set but its name; in what order edges were given is no part of it."""
+        """Return a hash of everything in the data set but its name.
+
+        In what order edges were given is no part of it, but for several with attributes between the same two nodes.
+        """
         return self._digest
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from g2m.errors import G2MError
+from g2m.errors import G2MError, check_whole
 from g2m.mapped import is_mapped
 from g2m.models import ROWS
 from g2m.train import resolve_device
@@ -100,7 +100,7 @@ def _attention(teacher: Teacher) -> tuple[int, int]:
     """Return the bytes an arc that attention takes in a step of training, and in an answer, as measured."""
     if teacher.model != "gat":
         return 0, 0
-    heads = teacher.options.get("heads", 8) if teacher.num_layers > 1 else 1
+    heads = check_whole("heads", teacher.options.get("heads", 8)) if teacher.num_layers > 1 else 1
     layers = 1 if teacher.checkpoint_activations else teacher.num_layers - 1
     return 30 * (heads * layers + 1) + 24 * heads, 80 * heads
 

@@ -254,12 +254,13 @@ def _compare(
 
 
 def _summed(records: Sequence[Record]) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, int]]:
-    figures, parameters = {}, {}
+    figures, parameters = {}, {}  # OGB counts learned tables as well: embeddings, codes
     for model in records[0]["evaluator"]:
         of_seeds = [record["evaluator"][model] for record in records]
         figures[model] = {part: mean_std([scores[part] for scores in of_seeds]) for part in of_seeds[0]}
         where = {"teacher": "teacher_run", "student": "run"}.get(model)
-        parameters[model] = max((record[where] if where else record)["parameters"] for record in records)
+        sizes = [record[where] if where else record for record in records]
+        parameters[model] = max(size["parameters"] + size.get("entries", 0) for size in sizes)
     return figures, parameters
 
 

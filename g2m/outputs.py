@@ -60,6 +60,9 @@ class TeacherOutputs:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("node_id", "logits"):
+            if not isinstance(value := getattr(self, name), Tensor):
+                raise G2MError(f"{name}: expected a tensor (got {type(value).__name__}). torch.as_tensor makes one.")
         for name, value in list(vars(self).items()):  # a teacher is a constant
             if isinstance(value, Tensor):
                 object.__setattr__(self, name, value.detach())

@@ -8,12 +8,14 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from g2m.errors import G2MError
 from g2m.experiments import Experiment, find, nearest
 from g2m.methods import REGISTRY
+from g2m.storage import write_bytes
 
 log = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -288,7 +290,7 @@ def markdown_sections(found: Iterable[Section], *, level: int = 2, plots: bool =
 
 def _with_std(record: Record) -> dict[str, Any]:
     row = {key: value for key, value in record.items() if key != "table"}
-    for key in [key for key in row if f"{key}_std" in row]:
+    for key in [key for key in row if isinstance(row.get(f"{key}_std"), float)]:
         row[key] = f"{row[key]:.2f} ± {row.pop(f'{key}_std'):.2f}"
     return row
 
@@ -415,9 +417,6 @@ def check_plot(argument: str, path: str | Path) -> Path:
 
 def save_figure(figure: Any, path: str | Path) -> Path:
     """Write a figure to a temporary name and rename it."""
-    path = check_plot("path", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
-    return path
+    path, drawn = check_plot("path", path), BytesIO()
+    figure.savefig(drawn, dpi=120, format=path.suffix[1:].lower())
+    return write_bytes(path, drawn.getvalue())

@@ -178,6 +178,11 @@ class Sweep:
                 raise _unusable(storage, "cannot be opened", error) from None
         identity = json.loads(json.dumps(self.identity()))
         if known is None:
+            if study.get_trials(deepcopy=False) or [d.name.lower() for d in study.directions] != directions:
+                raise G2MError(
+                    f"storage: the study {name!r} there is not one of g2m's. Name another study (--name), or another "
+                    "folder (--out)."
+                )
             study.set_user_attr("sweep", identity)
         elif known != identity:
             changed = sorted(key for key in known | identity if known.get(key) != identity.get(key))

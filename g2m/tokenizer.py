@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from g2m.losses import min_max_edge_loss, sampled_edge_loss, scaled_cosine_error
 from g2m.models import GNN, BatchNorm, Output
 from g2m.sparse import CSR
 
+log = logging.getLogger(__name__)
+_MOST_PAIRED = 10_000  # nodes: a step on pairs of more takes seconds
 PLACES = ("inside", "beside", "reference")
 NODE_TARGETS = ("features", "hidden")
 EDGE_DECODERS = ("minmax", "sigmoid", "sigmoid-balanced")
@@ -48,7 +51,9 @@ class Tokenizer(nn.Module):
         code_dim: D. ``"hidden"`` (default): the hidden state itself is quantised; a number: a linear map of it, batch
             norm after it; ``None``: likewise, F wide.
         code_metric: ``"euclidean"`` (default) or ``"cosine"``.
-        code_levels: codes per node, each for what the ones before left (Euclidean only); default 1.
+        code_levels: codes per node, each for what the ones before left (Euclidean only); default 1. From 2, nearly
+            every node has codes that no other has, and ``edge_decoder="minmax"`` looks at all pairs of them: take one
+            that samples pairs for graphs of more than some thousand nodes.
         code_decay: of the codebook's moving averages, in [0, 1), default 0.2: a step sees the whole graph, there is
             little to average, and slower codes are left behind by the encoder.
         kmeans_iterations: of its start, default 10; 0: random directions.
@@ -160,6 +165,11 @@ class Tokenizer(nn.Module):
         key = (arcs[0] * graph.num_nodes + arcs[1]).unique()
         if self.edge_decoder != "minmax":
             return key
+        if self.codebook.num_levels > 1 and graph.num_nodes > _MOST_PAIRED:
+            log.warning(
+                "edge_decoder: 'minmax' looks at nearly all pairs of %s nodes with code_levels=%d. Take 'sigmoid'.",
+                *(f"{graph.num_nodes:,}", self.codebook.num_levels),
+            )
         row, col = key // graph.num_nodes, key % graph.num_nodes
         return CSR.from_coo(row, col, torch.ones(len(key)), (graph.num_nodes, graph.num_nodes))
 
@@ -204,8 +214,8 @@ class TokenizedGNN(nn.Module):
     Args:
         place: ``"inside"``: the last layer reads the decoded codes, not the hidden state, and all is trained together,
             as published. ``"beside"``: the GNN is as it is without one. ``"reference"``: the published network, two
-            GCN layers of which the first is F wide, and a linear classifier; of ``gnn``'s options it takes
-            ``hidden_channels`` and ``dropout``.
+            GCN layers of which the first is F wide, and a linear classifier; of ``gnn``'s options it takes all
+            but ``num_layers``, which is 2.
         backbone, in_channels, hidden_channels, out_channels, gnn: as :class:`~g2m.models.GNN` takes them.
         options: of :class:`Tokenizer`.
     """

@@ -32,6 +32,7 @@ from g2m import models
 from g2m.bench import append_result
 from g2m.cli import mistakes
 
+WHAT = ("mapped", "teacher", "answers")
 NODES, FEATURES, CLASSES = 2_000_000, 256, 10
 TEACHERS = {
     f"{layers} layers{said}": {"num_layers": layers, **options}
@@ -103,7 +104,7 @@ def measured(*words: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="mapped, teacher, answers")
+    parser.add_argument("what", nargs="+", help=", ".join(WHAT))
     parser.add_argument("--one", action="store_true", help="in this process, printing a figure")
     parser.add_argument("--out", type=Path, help="results file to append rows to")
     given = parser.parse_args()
@@ -114,6 +115,8 @@ def main() -> None:
         else:
             print({"teacher": teacher, "answers": answers}[kind](*rest))
         return
+    if wrong := [word for word in given.what if word not in WHAT]:
+        parser.error(f"what: expected {', '.join(WHAT)} (got {wrong[0]!r}).")
     rows = []
     if "mapped" in given.what:
         with tempfile.TemporaryDirectory() as folder:

@@ -168,7 +168,7 @@ def test_a_record_says_what_was_run_and_what_came_out(tmp_path, setting):
     assert record["config"].pop("versions")["torch"] == torch.__version__
     assert record["config"] == cell.experiment.config()
     for trained in (record["run"], record["teacher_run"]):
-        assert trained.keys() == {"layers", "width", "parameters", "best_epoch", "epochs", "seconds", "ms"}
+        assert trained.keys() == {"layers", "width", "parameters", "entries", "best_epoch", "epochs", "seconds", "ms"}
         assert (trained["layers"], trained["width"], trained["epochs"]) == (2, 8, 3)
 
     # Oracle: the same by hand.

@@ -171,18 +171,18 @@ def test_help(words):
 
 
 def test_version_lists_the_optional_parts(call, monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if name == "rdkit" else None)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object() if name == "onnxruntime" else None)
     code, out, _ = call("--version")
     assert code == 0
     assert f"g2m: {g2m.__version__}" in out
     assert f"torch: {torch.__version__}" in out
-    assert "rdkit: found" in out
+    assert "onnxruntime: found" in out
     extras = {"torch_scatter": "scatter", "pyarrow": "export", "optuna_dashboard": "dashboard", "grpc": "distributed"}
     for name, extra in extras.items():
         assert f"{name}: not found (pip install 'g2m[{extra}]')" in out
     code, out, _ = call("--version", "--json")
     found = json.loads(out)
-    assert (code, found["g2m"], found["rdkit"], found["pyarrow"]) == (0, g2m.__version__, True, False)
+    assert (code, found["g2m"], found["onnxruntime"], found["pyarrow"]) == (0, g2m.__version__, True, False)
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------
@@ -212,6 +212,7 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["bench", "sbm", *QUICK, "--out", "file/r.jsonl"], r"out: .* cannot be written"),
         (["bench", "sbm", "--out", "."], r"--out: expected a results file \(got the folder '\.'\)"),
         (["bench-condense", "atlas", "--plot", "p.gif"], r"--plot: expected a name that ends in \.png, \.svg, \.pdf"),
+        (["bench-condense", "atlas", "--rows", "lossless", "--plot", "p.png"], "--plot: expected rows that are drawn"),
         (["train", "sbm", "--out", "file"], r"--out: expected a folder \(got the file 'file'\)"),
         (["ogb", "ogbn-arxiv", "--out", "file"], r"--out: expected a folder \(got the file 'file'\)"),
         (["--json"], "--json: expected after a command, or beside --version"),
@@ -901,6 +902,13 @@ def test_condense_says_how_trees_repeat_and_writes_the_set(call, place):
     assert "Trees repeat with 2 hops" in out
     assert g2m.condense.CondensedSet.load("atlas-scored.safetensors").nbytes().raw <= 400
     assert {path.name for path in (place / "plots").iterdir()} == {"atlas-skew.png", "atlas-trees.png"}
+
+
+def test_a_path_is_printed_as_it_is(call):
+    path = Path("a[", "b]" + 200 * "c", "[bold]d.safetensors")
+    code, out, err = call("condense", "atlas", "--hops", 2, "--budget", "400", "--out", path)
+    assert (code, err, path.is_file()) == (0, "", True)
+    assert out.endswith(f"written: {path}\n")
 
 
 @pytest.mark.parametrize(("options", "degrees"), [((), False), (("-o", "degrees=true"), True)])

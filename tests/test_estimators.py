@@ -220,12 +220,13 @@ def test_rocauc_is_what_is_validated_and_scored():
     assert learner().fit(graph, taught.outputs(graph)).meta_["metric"] == "rocauc"
 
 
-def test_validation_of_one_class_under_rocauc_is_refused():
+@pytest.mark.parametrize("select", ["metric", "loss"])
+def test_validation_of_one_class_under_rocauc_is_refused(select):
     graph = replace(blocks(num_classes=2), metric="rocauc")
     ids = graph.part("val")
     graph = graph.with_split(graph.split | {"val": ids[graph.y[ids] == 0]})
     with pytest.raises(G2MError, match="does 'val' hold a single class"):
-        teacher().fit(graph)
+        teacher(select=select).fit(graph)
 
 
 def test_a_method_may_be_a_class_or_an_instance():
@@ -1152,3 +1153,64 @@ def test_a_gpu_that_is_too_small_is_a_mistake_with_a_way_out(monkeypatch):
     monkeypatch.setattr(models.MLP, "forward", full)
     with pytest.raises(G2MError, match=message):
         learner().fit(GRAPH, outputs_of(GRAPH))
+
+
+def test_what_a_module_draws_at_its_first_call_follows_the_seed():
+    module, found = pyg.GraphSAGE(-1, 8, 2, 3), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        found.append(Teacher(module, max_epochs=2, device="cpu").fit(GRAPH))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert same_bits(*(weights(each) for each in found))
+
+
+def test_reading_leaves_the_callers_random_stream(tmp_path, trained, taught):
+    before = torch.random.get_rng_state()
+    Student.load(trained.save(tmp_path / "student.safetensors"))
+    Teacher.load(taught.save(tmp_path / "teacher.safetensors"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_checkpoint_of_another_version_is_not_gone_on_from(tmp_path, monkeypatch):
+    def stop(record):
+        if record["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    outputs, given = outputs_of(GRAPH), {"checkpoint": tmp_path / "half", "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        learner().fit(GRAPH, outputs, **given, on_epoch=stop)
+    monkeypatch.setattr(estimators, "versions", lambda: {"g2m": "99.0"})
+    with pytest.raises(G2MError, match=r"^checkpoint: "):
+        learner().fit(GRAPH, outputs, **given)
+
+
+def test_a_student_of_options_that_are_not_known_here_can_be_kept_and_is_not_taken_over(tmp_path, trained):
+    path = trained.save(tmp_path / "student.safetensors")
+    loaded = Student.load(path)
+    loaded.options = {**loaded.options, "gone": 1}
+    assert same_bits(weights(Student.load(loaded.save(path))), weights(trained))
+    again = learner(max_epochs=20).fit(GRAPH, outputs_of(GRAPH), trained=[loaded])
+    assert again.model_ is not loaded.model_
+
+
+def test_an_option_that_no_file_can_hold_is_said_when_it_is_to_be_kept(tmp_path):
+    class Weighed(GLNN):
+        name = "weighed"
+
+        def __init__(self, *, weight: object = None) -> None:
+            super().__init__()
+            self.weight = weight
+
+    student = Student(Weighed(weight=torch.ones(3)), **SMALL).fit(GRAPH, outputs_of(GRAPH))
+    with pytest.raises(G2MError, match=r"^method 'weighed': to be saved or resumed, weight has to be"):
+        student.save(tmp_path / "student.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_counts_what_it_looks_up():
+    nosmog = learner(method="nosmog").fit(GRAPH, outputs_of(GRAPH))
+    assert nosmog.num_entries() == nosmog.position_[1].numel() > 0
+    assert learner().fit(GRAPH, outputs_of(GRAPH)).num_entries() == 0
+    coded = teacher(tokenizer="inside", num_codes=4).fit(GRAPH)
+    assert coded.num_entries() == coded.outputs(GRAPH).codebook.numel()

@@ -275,6 +275,19 @@ def here():
     return sweep._me()
 
 
+@pytest.mark.parametrize(
+    ("directions", "trials"), [(["maximize"], 1), (["minimize"], 0), (["maximize", "minimize"], 0)]
+)
+def test_a_study_that_is_not_ours_is_left_as_it_is(tmp_path, directions, trials):
+    url = f"sqlite:///{tmp_path / 'theirs.db'}"
+    theirs = optuna.create_study(storage=url, study_name="mine", directions=directions)
+    for _ in range(trials):
+        theirs.tell(theirs.ask(), [1.0])
+    with pytest.raises(G2MError, match=r"^storage: the study 'mine' there is not one of g2m's"):
+        Sweep(MLP).study(url, "mine")
+    assert not theirs.user_attrs
+
+
 def test_a_dead_process_trial_is_tried_again_first_of_all(imaginary, tmp_path):
     search = Sweep(MLP)
     study = search.run(tmp_path / "j.log", trials=2)

@@ -43,6 +43,7 @@ SETS = {
 #: Rows that a method has to beat. A label of ``shuffled`` belongs to another record of the same set.
 CONTROLS = ("size", "wl, equal bytes", "wl", "untrained", "random", "shuffled")
 WITHOUT_NETWORK = ("size", "wl", "wl, equal bytes")
+_OF_ONE_CLASS = ("mirage, faithful", *WITHOUT_NETWORK)  # a graph, not of several tasks
 ROWS = (
     "full",
     "lossless",
@@ -96,6 +97,11 @@ class CondenseCell:
     def job(self) -> tuple:
         """Cells of one job run one after the other: they share a condensed set."""
         return self.data, self.row.removeprefix("shuffled "), self.seed
+
+    @property
+    def stacks(self) -> bool:
+        """Whether cells of several seeds are trained at once: of students alone."""
+        return False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -216,7 +222,7 @@ def _loaded(data: str, seed: int, root: str | Path | None) -> tuple[Graphs, Byte
 def cells(
     data: Iterable[str],
     *,
-    rows: Iterable[str] = ROWS,
+    rows: Iterable[str] | None = None,
     backbones: Iterable[str] = ("gcn", "gat", "gin"),
     seeds: int = 5,
     budget: str = "1%",
@@ -227,7 +233,7 @@ def cells(
 
     Args:
         data: card names of sets of graphs.
-        rows: of :data:`ROWS`.
+        rows: of :data:`ROWS`; default: all, of several tasks those that take them.
         backbones: ``"gcn"``, ``"gat"``, ``"gin"``, ``"sage"``.
         seeds: seeds 0 … seeds-1.
         budget: bytes of the condensed sets, as in :func:`g2m.condense.condense`; ``"mirage, faithful"`` has none where
@@ -235,29 +241,32 @@ def cells(
         hops: of the trees and layers of the networks; default: what ``sweeps/condense.toml`` says, else 2.
         overrides: ``key=value`` options of the classifier, ``METHOD.key=value`` of a method.
     """
-    data, rows, backbones = list(data), list(rows), list(backbones)
-    check_names(data=data, rows=rows, backbones=backbones)
+    data, chosen, backbones = list(data), list(ROWS if rows is None else rows), list(backbones)
+    check_names(data=data, rows=chosen, backbones=backbones)
     for name in data:
         if find_card(name).task != "graph classification":
             raise G2MError(f"data: expected sets of graphs (got {name!r}, one graph). `g2m data` lists them.")
-    for row in rows:
+    for row in chosen:
         choose("rows", row, ROWS)
     for backbone in backbones:
         choose("backbones", backbone, GRAPH_BACKBONES)
     check_whole("seeds", seeds)
     options, of_method = _options(overrides)
-    asked = {SETS.get(row.removeprefix("shuffled "), (row,))[0] for row in rows}
+    asked = {SETS.get(row.removeprefix("shuffled "), (row,))[0] for row in chosen}
     if unused := of_method.keys() - asked:
-        raise G2MError(f"-o: {min(unused)!r} is in none of the rows (got {', '.join(rows)}). Leave its options out.")
-    made = []
+        raise G2MError(f"-o: {min(unused)!r} is in none of the rows (got {', '.join(chosen)}). Leave its options out.")
+    made: dict[str, CondenseCell] = {}
     for name in data:
         known = shipped().get(name, {})
         depth = known.get("hops", 2) if hops is None else check_whole("hops", hops)
+        not_here = _OF_ONE_CLASS if find_card(name).counts["tasks"] > 1 else ()
+        if rows is not None and (wrong := [row for row in chosen if row in not_here]):
+            raise G2MError(f"rows: {wrong[0]!r} is for one class a graph ({name!r} has several tasks). Leave it out.")
         for seed in range(seeds):
-            for row in rows:
-                chosen = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
+            for row in (row for row in chosen if row not in not_here):
+                own_options = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
                 for backbone in (None,) if row in WITHOUT_NETWORK else backbones:
-                    own = chosen
+                    own = own_options
                     if row == "mirage, faithful" and depth == known.get("hops") and not divides_by_degrees(backbone):
                         # Of trees that tell degrees apart fewer repeat: the budget decides there.
                         own = {"min_support": dict(enumerate(known["min_support"])), **own}
@@ -268,9 +277,10 @@ def cells(
                             kind, defaults = ("graphs", _FULL) if row in ("full", "lossless") else ("sets", SET_OPTIONS)
                             epochs = known.get("max_epochs", {}).get(kind, defaults["max_epochs"])
                             given = defaults | {"max_epochs": epochs} | options
-                    made.append(CondenseCell(name, row, backbone, seed, depth, str(budget), given, own))
-                    made[-1].check()
-    return made
+                    cell = CondenseCell(name, row, backbone, seed, depth, str(budget), given, own)
+                    cell.check()
+                    made.setdefault(cell.key, cell)
+    return list(made.values())
 
 
 def _options(overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -317,8 +327,6 @@ def _accuracy_at(threshold: float, margin: Tensor, y: Tensor) -> float:
 
 def _without_network(cell: CondenseCell, graphs: Graphs) -> tuple[dict[str, float], Record]:
     """Score the number of nodes, or a linear model of tree counts, of the training graphs or of some at equal bytes."""
-    if graphs.y.dim() == 2:
-        raise G2MError(f"rows: {cell.row!r} is for one class a graph (got several tasks). Leave it out.")
     train, more = graphs.part("train"), {}
     if len(graphs.y[train].unique()) < 2:
         raise G2MError(f"rows: {cell.row!r} needs two classes among training graphs (got one). Leave it out.")
@@ -410,17 +418,17 @@ def _gain(values: Sequence[float] | None) -> str:
 def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str], list[list[str]]]:
     from g2m.report import percent
 
-    backbones = [b for b in GRAPH_BACKBONES if any(r["backbone"] == b for r in records)]
+    backbones = [b for b in GRAPH_BACKBONES if any(r["backbone"] == b for r in records)] or [None]
     groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = {}
     for record, differing in zip(records, _differing(records), strict=True):
         groups.setdefault((record["row"], differing, record["backbone"]), []).append(record)
     metric = {"rocauc": "AUC", "accuracy": "accuracy"}[records[0]["metric"]]
     published = shipped().get(records[0]["data"], {}).get("published", {})
     header = ["row", "bytes", "% of full", "s to condense", "s to train", "seeds"]
-    header += [f"{metric} {(b or '').upper()}" for b in backbones] + [f"acc. {b.upper()}" for b in backbones]
+    header += [" ".join(filter(None, (part, b and b.upper()))) for part in (metric, "acc.") for b in backbones]
     header.append("not above")
     rows = []
-    for row, differing in sorted({group[:2]: None for group in groups}, key=lambda line: ROWS.index(line[0])):
+    for row, differing in sorted({group[:2]: None for group in groups}, key=lambda line: _place(line[0])):
         own = [record for group, found in groups.items() if group[:2] == (row, differing) for record in found]
         sizes, times = [r["bytes"] for r in own if "bytes" in r], [r for r in own if "seconds_train" in r]
         shares = [r["bytes"] / r["bytes_full"] for r in own if "bytes" in r]
@@ -450,6 +458,11 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
         shown = [published.get(b, "–") for b in backbones]
         rows.append(["logs of the reference", *["–"] * 5, *shown, *["–"] * len(backbones), "–"])
     return header, rows
+
+
+def _place(row: str) -> int:
+    """Return where a row stands in a table; one that is not known here comes last."""
+    return ROWS.index(row) if row in ROWS else len(ROWS)
 
 
 def _differing(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -215,6 +215,7 @@ _LINES = {
     "untrained": ("untrained: best of random networks", "0.45", (0, (3, 1.5, 1, 1.5))),
     "size": ("size: number of nodes alone", "0.6", (0, (1.5, 1.5))),
 }
+DRAWN = (*SETS, *_LINES)  # rows
 _PANELS = 3  # side by side, at most
 _MARKERS = "osD^vP*Xp"
 _APART = 3.0  # points by which rows are moved apart
@@ -242,11 +243,10 @@ def plot_against_bytes(records: Iterable[Record], path: str | Path) -> Path:
 def _against_bytes(records: Iterable[Record]) -> Figure:
     from matplotlib.figure import Figure  # no pyplot: no window system is asked for
 
-    records = [record for record in records if record.get("row") in (*SETS, *_LINES)]
+    records = [record for record in records if record.get("row") in DRAWN]
     if not records:
         raise G2MError(
-            f"records: expected some of the rows {', '.join((*SETS, *_LINES))} (got none). "
-            "`g2m bench-condense` makes them."
+            f"records: expected some of the rows {', '.join(DRAWN)} (got none). `g2m bench-condense` makes them."
         )
     sets = list(dict.fromkeys((record["data"], record["hops"]) for record in records))
     backbones = [name for name in GRAPH_BACKBONES if any(record["backbone"] == name for record in records)]

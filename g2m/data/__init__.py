@@ -92,8 +92,9 @@ def download(name: str | Card, root: str | Path | None = None) -> None:
         G2MError: if they cannot be had, or are not what the card says.
     """
     card = find_card(name)
-    if card.status(root) == "needs download":
-        load(card, root=root, download=True)
+    status = card.status(root)
+    if status != "built in":
+        load(card, root=root, download=status == "needs download")
 
 
 def _fetch(card: Card, folder: Path) -> None:

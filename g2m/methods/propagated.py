@@ -75,7 +75,7 @@ class Propagated(Method):
             p[train] = F.one_hot(graph.y[train], p.size(1)).to(p.dtype)
         between = torch.eye(p.size(1))
         if self.compatibility:
-            between = p.T @ (adjacency.multiply(p) - p) + 1e-6
+            between = (adjacency.multiply(p) - p).T @ p + 1e-6  # from the class of an arc's source to its target's
             between = between / between.sum(1, keepdim=True)
         r = p
         for _ in range(self.propagations):

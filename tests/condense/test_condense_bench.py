@@ -184,6 +184,32 @@ def test_above_is_by_two_standard_errors_seed_by_seed():
     assert above(noisy, dict.fromkeys(noisy, 0.0)) == (gains.mean() > 2 * gains.std(ddof=1) / 5**0.5)
 
 
+def test_what_is_named_twice_runs_once_and_nothing_is_trained_at_once(tmp_path):
+    found = grid(["size", "size"], backbones=["gin", "gin"])
+    assert len(found) == 1
+    assert len(list(run(found, stack=2))) == 1
+
+
+def test_rows_without_a_network_have_their_scores_in_a_table_of_their_own():
+    records = list(run(grid(["size", "wl"])))
+    ((_, header, rows), *_) = tables(records)
+    assert header[6:8] == ["AUC", "acc."]
+    assert all(float(cell) for row in rows for cell in row[6:8])
+
+
+def test_rows_of_another_version_come_last():
+    (record,) = run(grid(["size"]))
+    other = {**record, "row": "gone", "key": "other"}
+    ((_, _, rows), *_) = tables([other, record])
+    assert [row[0] for row in rows] == ["size", "gone"]
+
+
+def test_of_several_tasks_rows_for_one_class_are_left_out_or_refused():
+    assert {cell.row for cell in cells(["ogbg-moltox21"], seeds=1)} == {*ROWS} - {*bench._OF_ONE_CLASS}
+    with pytest.raises(G2MError, match=r"^rows: 'size' is for one class a graph"):
+        cells(["ogbg-moltox21"], rows=["full", "size"])
+
+
 def test_runs_of_other_options_have_lines_of_their_own():
     def record(cell, test):
         common = {"key": cell.key, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}

@@ -192,3 +192,9 @@ def test_a_wrong_experiment_is_refused(changes, message):
 def test_a_wrong_sweep_is_refused(options, message):
     with pytest.raises(G2MError, match=message):
         Sweep(ATLAS, **options)
+
+
+@pytest.mark.parametrize("table", ["options", "condense_options", "space"])
+def test_a_table_that_is_none_is_refused(table):
+    with pytest.raises(G2MError, match=f"^{table}: expected a table of key = value"):
+        CondenseExperiment("atlas", "scored", **{table: 5})

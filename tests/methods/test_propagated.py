@@ -34,6 +34,15 @@ def diffused(graph: Graph, p: Tensor, **options) -> Tensor:
 GRAPHS = {"blocks": blocks(), "thin": thin(), "directed": thin(directed=True), "edgeless": blocks(edges=False)}
 
 
+def test_compatibility_says_what_the_source_of_an_arc_tells_of_its_target():
+    """Every arc leads from class c to c + 1; nothing is known but the labels of train."""
+    source, target = torch.randint(300, (2, 6000), generator=Generator().manual_seed(0))
+    y, arcs = torch.arange(300) % 3, torch.stack([source, target])[:, target % 3 == (source + 1) % 3]
+    graph = Graph(torch.zeros(300, 1), arcs, y, {"train": torch.arange(90), "val": torch.arange(90, 100)})
+    answer = diffused(graph, torch.full((300, 3), 1 / 3), compatibility=True).argmax(1)
+    assert (answer[90:] == y[90:]).float().mean() > 0.6
+
+
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("compatibility", [False, True])
@@ -45,7 +54,7 @@ def test_diffusion_is_that_of_dense_matrices(alpha, propagations, compatibility,
         own[train] = F.one_hot(graph.y[train], 3).double()
     loops = mean.diagonal().diag()  # what a node says to itself needs no translation
     arcs = (mean - loops) / mean.diagonal()[:, None]
-    between = own.T @ arcs @ own + 1e-6 if compatibility else torch.eye(3, dtype=torch.float64)
+    between = (arcs @ own).T @ own + 1e-6 if compatibility else torch.eye(3, dtype=torch.float64)
     between = between / between.sum(1, keepdim=True)
     r = own
     for _ in range(propagations):
