@@ -1202,9 +1202,12 @@ def test_an_option_that_no_file_can_hold_is_said_when_it_is_to_be_kept(tmp_path)
             super().__init__()
             self.weight = weight
 
-    student = Student(Weighed(weight=torch.ones(3)), **SMALL).fit(GRAPH, outputs_of(GRAPH))
-    with pytest.raises(G2MError, match=r"^method 'weighed': to be saved or resumed, weight has to be"):
-        student.save(tmp_path / "student.safetensors")
+    try:
+        student = Student(Weighed(weight=torch.ones(3)), **SMALL).fit(GRAPH, outputs_of(GRAPH))
+        with pytest.raises(G2MError, match=r"^method 'weighed': to be saved or resumed, weight has to be"):
+            student.save(tmp_path / "student.safetensors")
+    finally:
+        del REGISTRY["weighed"]
     assert not list(tmp_path.iterdir())
 
 
