@@ -132,7 +132,7 @@ class _Estimator:
         return sum(p.numel() for p in self.model_.parameters())
 
     def num_entries(self) -> int:
-        """Return how many numbers answers look up beside the parameters: codes, rows kept of known nodes."""
+        """Return how many numbers are held in tables beside the parameters: codes, rows kept of known nodes."""
         self._check_fitted()
         return sum(module.codes.numel() for module in self.model_.modules() if isinstance(module, Codebook))
 

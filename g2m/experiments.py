@@ -30,8 +30,6 @@ _OF_THE_RUN = {
     "teacher_options": ("model", "seed"),
     "student_options": ("method", "seed"),
     "space": ("seed", "device", "method", "teacher.model", "teacher.seed", "teacher.device"),
-    "tuned": (),
-    "paper": (),
 }
 _OF_ANY_STUDENT = ("hidden_channels", "num_layers", "dropout", "norm", "lr", "weight_decay", "max_epochs", "patience")
 _INSTALLED = Path(__file__).parent / "_experiments"
@@ -96,6 +94,11 @@ class ExperimentFile:
         content = {key: value for key, value in asdict(self).items() if value not in (None, {})}
         return write_text(path, tomli_w.dumps(content))
 
+    def _check_tables(self) -> None:
+        for each in fields(self):
+            if each.default_factory is dict and not isinstance(value := getattr(self, each.name), dict):
+                raise G2MError(f"{each.name}: expected a table of key = value (got {value!r}).")
+
     def override(self, options: Iterable[str]) -> Self:
         """Return the experiment with ``key=value`` options set, see ``changed``; values are TOML, or bare words."""
         return self.changed(key_values(options, self.example))
@@ -151,9 +154,8 @@ class Experiment(ExperimentFile):
     paper: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_tables()
         for table, names in _OF_THE_RUN.items():
-            if not isinstance(getattr(self, table), dict):
-                raise G2MError(f"{table}: expected a table of key = value (got {getattr(self, table)!r}).")
             for name in names:
                 if name in getattr(self, table):
                     raise G2MError(f"{table}: {name!r} cannot be set here, the run sets it by an argument of its own.")

@@ -10,7 +10,7 @@ import torch
 from g2m import bench, experiments
 from g2m.bench import append_result, cache_folder, cells, read_results, run, run_cell
 from g2m.data import load
-from g2m.errors import G2MError
+from g2m.errors import G2MError, OutOfMemoryError
 from g2m.estimators import Student, Teacher
 from g2m.experiments import find
 from g2m.methods import REGISTRY
@@ -568,6 +568,16 @@ def stacks(monkeypatch):
 
     monkeypatch.setattr(bench, "fit_stacked", count)
     return found
+
+
+def test_a_gpu_that_holds_no_stack_fails_its_cells_and_the_run_goes_on(monkeypatch):
+    def full(students, *given, **options):
+        raise OutOfMemoryError("device: the GPU's memory does not hold this training.")
+
+    monkeypatch.setattr(bench, "fit_stacked", full)
+    failed, found = [], grid(["sbm"], QUICK, methods=["glnn"], settings=["transductive"], seeds=3)
+    records = list(run(found, stack=2, on_error=lambda cell, error: failed.append(cell.seed)))
+    assert (failed, [record["seed"] for record in records]) == ([0, 1], [2])
 
 
 def shape(record):

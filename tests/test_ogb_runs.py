@@ -130,6 +130,8 @@ def test_the_text_has_what_the_form_asks_for(small):
     fields = dict(line[2:].split(": ", 1) for line in found.text.splitlines() if line.startswith("- "))
     shown = {part: "{:.4f} ± {:.4f}".format(*found.figures["student"][part]) for part in ("val", "test")}
     teacher, student = found.parameters["teacher"], found.parameters["student"]
+    kept = Teacher.load(next(found.folder.glob("seed0-*")) / "teacher.safetensors")
+    assert teacher == kept.num_parameters() + kept.num_entries() > kept.num_parameters(), "codes count as well"
     assert fields == {
         "OGB version": "1.3.6",
         "Method": "vqgraph ← SAGE + codes inside",

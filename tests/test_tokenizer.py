@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from g2m import estimators
+from g2m import tokenizer as tokenizer_module
 from g2m.codebook import perplexity, usage
 from g2m.errors import G2MError
 from g2m.estimators import Teacher
@@ -121,6 +122,13 @@ def test_the_edge_term_is_the_dense_one_of_decoded_codes(options):
     mine, dense = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (edge, expected))
     torch.testing.assert_close(mine, dense, rtol=1e-6, atol=1e-9)
     assert torch.equal(tokens.decoded, own.decode_edges(tokens.code))
+
+
+@pytest.mark.parametrize(("options", "said"), [({"code_levels": 2}, True), ({}, False)], ids=["levels", "one"])
+def test_pairs_of_levels_are_warned_of_where_they_are_many(options, said, monkeypatch, caplog):
+    monkeypatch.setattr(tokenizer_module, "_MOST_PAIRED", 10)
+    tokenizer(**options).linked_pairs(thin())
+    assert ("edge_decoder: 'minmax' looks at nearly all pairs" in caplog.text) == said
 
 
 @pytest.mark.parametrize(("decoder", "share"), [("sigmoid", 1.0), ("sigmoid-balanced", 0.5)])

@@ -55,9 +55,7 @@ class CondenseExperiment(ExperimentFile):
         choose("backbone", self.backbone, GRAPH_BACKBONES)
         if find_card(self.data).task != "graph classification":
             raise G2MError(f"data: expected a set of graphs (got {self.data!r}, one graph). `g2m data` lists them.")
-        for table in ("options", "condense_options", "space"):
-            if not isinstance(getattr(self, table), dict):
-                raise G2MError(f"{table}: expected a table of key = value (got {getattr(self, table)!r}).")
+        self._check_tables()
         check_space(self.space)
         for name in ("num_layers", "seed", "share", "backbone"):
             if name in {**self.options, **self.space}:

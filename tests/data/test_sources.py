@@ -194,6 +194,13 @@ def test_download_fetches_one_file_into_place(toy, tmp_path, monkeypatch):
     assert asked == [card.url]
 
 
+def test_what_is_there_already_is_checked_as_well(toy, tmp_path):
+    path = tmp_path / toy.files[0]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(G2MError):
+        download(toy, tmp_path)
+
+
 def test_download_uses_the_loader_of_pyg(masked, tmp_path, monkeypatch):
     def fake(url, folder):
         shutil.copy(tmp_path / masked.files[0], folder)
