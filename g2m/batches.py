@@ -74,24 +74,14 @@ class FullBatch:
         inputs: what the model is called with.
         y: labels ``[N]``.
         train: ids of the training nodes.
-        targets: per-node tensors ``[N, …]`` by name.
         row: ids ``[R]`` of the nodes that the model answers for with these inputs; default all N.
     """
 
-    def __init__(
-        self,
-        inputs: tuple,
-        y: Tensor,
-        train: Tensor,
-        targets: Mapping[str, Tensor] | None = None,
-        *,
-        row: Tensor | None = None,
-    ) -> None:
+    def __init__(self, inputs: tuple, y: Tensor, train: Tensor, *, row: Tensor | None = None) -> None:
         row = torch.arange(len(y)) if row is None else row
         labelled = torch.zeros(len(y), dtype=torch.bool)
         labelled[train] = True
-        targets = {key: value[row] for key, value in (targets or {}).items()}
-        self.batch = Batch(inputs, row, y[row], labelled[row], 1 / len(train), targets)
+        self.batch = Batch(inputs, row, y[row], labelled[row], 1 / len(train))
 
     def to(self, device: torch.device | str) -> FullBatch:
         batch = self.batch
@@ -101,7 +91,6 @@ class FullBatch:
             row=batch.row.to(device),
             y=batch.y.to(device),
             labelled=batch.labelled.to(device),
-            targets={key: value.to(device) for key, value in batch.targets.items()},
         )
         return self
 
@@ -406,8 +395,8 @@ class GraphBatches:
         y: classes ``[G]``, shares of classes ``[G, C]``, or labels of tasks ``[G, T]``, NaN for a missing one.
         weight: of each in the loss, ``[G]``, or of tasks ``[G, T]``; default 1 for classes; tasks need one.
         batch_size: graphs a step; default 128. ``"all"``: one step. A single graph left over joins the batch before.
-        draws: graphs an epoch, drawn with replacement in proportion to ``weight``, which is then 1 in the loss; default
-            ``None``: each once.
+        draws: graphs an epoch, drawn with replacement in proportion to ``weight`` (of tasks, its sum over them), which
+            is then 1 in the loss (of tasks, the share of each in that sum); default ``None``: each once.
     """
 
     def __init__(
@@ -454,7 +443,8 @@ class GraphBatches:
 
     def _of(self, program: Any, row: Tensor) -> Batch:
         y, weight = self.y[row], self.weight[row]
-        weight = torch.ones_like(weight) if self.draws is not None else weight
+        if self.draws is not None:  # what the draw has not told apart: the tasks of a graph
+            weight = weight / weight.sum(1, keepdim=True) if weight.dim() == 2 else torch.ones_like(weight)
         known = ~y.isnan() if y.is_floating_point() and weight.dim() == 2 else torch.ones_like(weight, dtype=torch.bool)
         total = float((weight * known).sum())
         labelled = torch.ones(len(row), dtype=torch.bool, device=row.device)

@@ -35,6 +35,7 @@ from g2m.methods import REGISTRY, Method
 from g2m.models import BACKBONES
 from g2m.outputs import TeacherOutputs
 from g2m.stacked import fit_stacked, stack_key
+from g2m.storage import check_writable
 
 try:
     import fcntl
@@ -399,13 +400,6 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse a results file that cannot be written before anything is trained."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if (there != path and not there.is_dir()) or not os.access(there, os.W_OK):
-        raise G2MError(f"out: {str(path)!r} cannot be written ({str(there)!r} cannot). Name another file.")
-
-
 def run(
     grid: Iterable[Cell],
     *,
@@ -443,7 +437,7 @@ def run(
         )
     _forget()  # what single cells left: data may be others by now
     if out is not None:
-        _check_writable(Path(out))
+        check_writable("out", Path(out))
     finished = {r["key"]: r for r in read_results(out) if "key" in r} if out is not None and Path(out).exists() else {}
     left, folders, made_by = [], folders or {}, set()
     for cell in grid:

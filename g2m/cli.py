@@ -552,7 +552,9 @@ def sweep(
         )
     best, records, best_file = search.best(study), [], folder / "best.toml"
     with suppress(G2MError):  # none there, or another's: the scores on fresh seeds of this one stay
-        if (before := open_experiment(best_file)).config() == best.config():
+        before = open_experiment(best_file)
+        same = all(before.tuned.get(name) == best.tuned[name] for name in ("setting", "seeds"))  # not fresh to others
+        if same and before.config() == best.config():
             best = replace(best, tuned={**before.tuned, **best.tuned})
     best.write(best_file)
     write_text(folder / "trials.csv", study.trials_dataframe().to_csv(index=False))
@@ -605,11 +607,16 @@ def condense_command(
     from g2m.condense.methods import check_budget, function_of
     from g2m.data import load
     from g2m.experiments import key_values
+    from g2m.storage import check_writable
 
     graphs, given = load(data, seed=seed, root=root), key_values(options or (), "min_size=2")
     function_of(method, graphs, given)  # mistakes are refused before anything is counted
     if budget is not None:
         check_budget(budget)
+        if "min_support" in given:
+            raise G2MError(f"budget: expected none with min_support (got {budget!r}). Leave out either.")
+    target = target or Path(f"{data}-{method}.safetensors")
+    check_writable("--out", target)
     train = graphs.subset(graphs.part("train"))
     table = TreeTable(train, hops, given.get("degrees", False))
     inspection = inspect_trees(table.classes, train.batch)
@@ -617,7 +624,7 @@ def condense_command(
         typer.echo(str(inspection))  # now: it says why, if nothing can be condensed
     made: CondensedSet = condense(graphs, method, num_hops=hops, budget=budget, seed=seed, **given)
     size, whole = made.nbytes(), everything(train).nbytes()
-    path = made.save(target or Path(f"{data}-{method}.safetensors"))
+    path = made.save(target)
     drawn = []
     if plots is not None:
         from g2m.condense.plots import draw_trees, plot_skew

@@ -22,11 +22,7 @@ _FILES = ("teacher.safetensors", "outputs.safetensors", "student.safetensors", "
 
 
 def run_demo(
-    folder: str | Path,
-    *,
-    seeds: int = 5,
-    on_cell: Callable[[dict[str, Any]], None] | None = None,
-    progress: bool = False,
+    folder: str | Path, *, seeds: int = 5, on_cell: Callable[[dict[str, Any]], None] | None = None
 ) -> list[dict[str, Any]]:
     """Train teacher and students in both settings; write artifacts, the table and a plot; return the table's rows.
 
@@ -35,7 +31,6 @@ def run_demo(
             the student without a teacher under ``mlp``; a killed run continues there.
         seeds: number of seeds, default 5.
         on_cell: called with each finished training's record.
-        progress: show a bar per training.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -55,7 +50,7 @@ def run_demo(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a graph gains nothing by two, which wait for each other beside a busy process
     try:
-        for record in run(grid, out=runs, folders=folders, progress=progress, cache=folder / "cache"):
+        for record in run(grid, out=runs, folders=folders, cache=folder / "cache"):
             records.append(record)
             if on_cell is not None:
                 on_cell(record)

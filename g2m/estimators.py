@@ -339,6 +339,8 @@ class Teacher(_Estimator):
         kept = self._cache_file(graph, cache) if cache is not None else None
         if kept is not None and kept.exists():
             return self._take(Teacher.load(kept))
+        if kept is not None:
+            storage.check_writable("cache", kept)
         if self.tokenizer == "beside":
             return self._fit_beside(graph, kept, cache=cache, progress=progress, on_epoch=on_epoch)
         if self.members > 1:
@@ -716,6 +718,8 @@ class Student(_Estimator):
         """
         _check_graph(graph)
         check_range("checkpoint_seconds", checkpoint_seconds, 0)
+        if checkpoint is not None:
+            storage.check_writable("checkpoint", Path(checkpoint))
         trained = (trained,) if isinstance(trained, Student) else tuple(trained)
         if not all(isinstance(other, Student) for other in trained):
             raise G2MError("trained: expected fitted students (got others among them).")
@@ -908,6 +912,10 @@ class Student(_Estimator):
         with seeded(self.seed, device):
             x, position = observed.features, method.positions(observed, outputs)
             if position is not None:
+                rows = observed.num_nodes
+                if not isinstance(position, Tensor) or position.dim() != 2 or len(position) != rows:
+                    got = tuple(position.shape) if isinstance(position, Tensor) else type(position).__name__
+                    raise G2MError(f"method {method.name!r}: positions: expected a tensor [{rows}, P] (got {got}).")
                 own = position if method.reads_own else of_neighbours(position, observed.node_id, observed, own=False)
                 x = features(beside(observed.x, own))
             model = self._build(x.shape[1], graph.num_classes)

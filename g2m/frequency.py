@@ -198,7 +198,8 @@ def _largest(matrix: csr_array, k: int, known: np.ndarray) -> tuple[np.ndarray, 
 
     ``known`` holds orthonormal eigenvectors ``[N, K]``; all eigenvalues are in [-1, 1], and N > K + k. Lanczos from
     one vector can miss copies of a repeated eigenvalue (of a graph in many pieces, it does): what is found is moved
-    out of the way, and the rest is searched from another vector, until there is nothing larger.
+    out of the way, and the rest is searched from another vector, until there is nothing larger. All is searched 3
+    higher: ARPACK takes what it finds at 0 for nothing, and L has many eigenvalues 1.
     """
     generator = np.random.default_rng(0)
     value, vector = np.empty(0), np.empty((len(known), 0))
@@ -209,18 +210,20 @@ def _largest(matrix: csr_array, k: int, known: np.ndarray) -> tuple[np.ndarray, 
 
         def product(x: np.ndarray) -> np.ndarray:
             x = x.reshape(-1)
-            return matrix @ x - basis @ (shift * (basis.T @ x))
+            return matrix @ x + 3 * x - basis @ (shift * (basis.T @ x))
 
         operator = LinearOperator(matrix.shape, matvec=product, dtype=matrix.dtype)
         start, width = generator.standard_normal(len(known)), min(len(known), max(3 * count, 20))
         try:
-            return eigsh(operator, count, which="LA", v0=start, ncv=width, tol=tolerance, maxiter=RESTARTS, **_SEED)
+            options = {"which": "LA", "v0": start, "ncv": width, "tol": tolerance, "maxiter": RESTARTS}
+            found, direction = eigsh(operator, count, **options, **_SEED)
         except ArpackNoConvergence:
             raise G2MError(
                 f"graph: expected eigenvalues that can be told apart (got some closer at an end of the spectrum than "
                 f"{RESTARTS} restarts of Lanczos can, with k={k}). Take a larger k, or "
                 "spectral_energy(signal, graph, method='chebyshev')."
             ) from None
+        return found - 3, direction
 
     while len(value) < k or search(1, 1e-6)[0].item() > value[-1] + 1e-8:
         more, more_vector = search(k, 1e-10)

@@ -70,7 +70,7 @@ class Graph:
         check_flag("keep_loops", self.keep_loops)
         put("x", check_features(self.x))
         put("y", _labels(self.y, len(self.x)))
-        put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
+        put("num_classes", check_num_classes(self.num_classes, self.y, self.metric, "node"))
         put("edge_index", _edges(self.edge_index, len(self.x), self.keep_loops, self.name))
         put("split", _split(self.split, self.y))
         put("node_id", torch.arange(len(self.x)) if self.node_id is None else _node_id(self.node_id, len(self.x)))
@@ -421,14 +421,15 @@ def _node_id(node_id: Any, num_nodes: int) -> Tensor:
     return node_id.contiguous()
 
 
-def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
+def check_num_classes(num_classes: int | None, y: Tensor, metric: str, of: str) -> int:
+    """Return the number of classes of labels, each of a node or a graph; refuse too few, and labels above them."""
     found = int(y.max()) + 1
     num_classes = found if num_classes is None else check_whole("num_classes", num_classes, 2)
     if num_classes < 2:
         raise G2MError(f"y: expected at least two classes (got {num_classes}).")
     if found > num_classes:
-        node = int((y >= num_classes).nonzero()[0])
-        raise G2MError(f"y: expected labels below num_classes={num_classes} (got {int(y[node])} on node {node}).")
+        i = int((y >= num_classes).nonzero()[0])
+        raise G2MError(f"y: expected labels below num_classes={num_classes} (got {int(y[i])} on {of} {i}).")
     if metric == "rocauc" and num_classes != 2:
         raise G2MError(f"metric: 'rocauc' needs two classes (got {num_classes}). Use metric='accuracy'.")
     return num_classes

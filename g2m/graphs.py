@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.utils import cumsum
 
-from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
-from g2m.graph import METRICS, _integers, _tensor
+from g2m.errors import G2MError, check_flag, check_keys, choose
+from g2m.graph import METRICS, _integers, _tensor, check_edge_index, check_num_classes
 
 PARTS = ("train", "val", "test")
 
@@ -352,15 +352,7 @@ def _edge_index(edge_index: Any, batch: Tensor) -> Tensor:
     if edge_index.numel() == 0:
         edge_index = edge_index.reshape(2, 0).long()
     edge_index = _integers("edge_index", edge_index, "node ids")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
-    wrong = (edge_index < 0) | (edge_index >= len(batch))
-    if wrong.any():
-        column = int(wrong.any(0).nonzero()[0])
-        raise G2MError(
-            f"edge_index: expected node ids in [0, {len(batch) - 1}] "
-            f"(got {edge_index[:, column].tolist()} in column {column})."
-        )
+    check_edge_index(edge_index, len(batch))
     first, second = batch[edge_index]
     if (first != second).any():
         column = int((first != second).nonzero()[0])
@@ -408,20 +400,11 @@ def _labels(y: Any, num_graphs: int) -> Tensor:
 
 
 def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
-    if y.dim() == 2:
-        if num_classes not in (None, 2):
-            raise G2MError(f"num_classes: expected 2 where y is [G, T], binary tasks (got {num_classes}).")
-        return 2
-    found = int(y.max()) + 1
-    num_classes = found if num_classes is None else check_whole("num_classes", num_classes, 2)
-    if num_classes < 2:
-        raise G2MError(f"y: expected at least two classes (got {num_classes}).")
-    if found > num_classes:
-        i = int((y >= num_classes).nonzero()[0])
-        raise G2MError(f"y: expected labels below num_classes={num_classes} (got {int(y[i])} on graph {i}).")
-    if metric == "rocauc" and num_classes != 2:
-        raise G2MError(f"metric: 'rocauc' needs two classes (got {num_classes}). Use metric='accuracy'.")
-    return num_classes
+    if y.dim() == 1:
+        return check_num_classes(num_classes, y, metric, "graph")
+    if num_classes not in (None, 2):
+        raise G2MError(f"num_classes: expected 2 where y is [G, T], binary tasks (got {num_classes}).")
+    return 2
 
 
 def _ids(argument: str, ids: Any, num_graphs: int) -> Tensor:

@@ -202,17 +202,13 @@ def compare(
     return rows
 
 
-def _answer(way: Way, nodes: Tensor) -> Tensor:
-    return way(nodes)[0]
-
-
 def _p50(time: dict[str, float]) -> float:
     return time["p50"]
 
 
 def _time(way: Way, draws: Sequence[Tensor], seconds: float) -> dict[str, float]:
     turn = itertools.cycle(draws)
-    return measure(lambda: _answer(way, next(turn)), repeats=REPEATS, seconds=seconds)
+    return measure(lambda: way(next(turn))[0], repeats=REPEATS, seconds=seconds)
 
 
 def _read(way: Way, draws: Sequence[Tensor]) -> float:

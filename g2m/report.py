@@ -16,6 +16,7 @@ from g2m.errors import G2MError
 from g2m.experiments import Experiment, find, nearest
 from g2m.methods import REGISTRY
 from g2m.storage import write_bytes
+from g2m.tokenizer import tokenizer_options
 
 log = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -42,8 +43,8 @@ def summary(records: Iterable[Record]) -> list[dict[str, Any]]:
     (where the teacher's is, if it has one), ``options`` (others that differ from the shipped experiment, or from that
     of :func:`g2m.experiments.alike` where it is nearer; this one is called ``common`` where rows of a method would
     else read the same), ``seeds``, ``scores`` (part → list over the seeds that have it), ``published`` (part → [mean,
-    std] in percent; none where a hyper-parameter of the method was changed), ``run`` (size of the model) and
-    ``seconds`` (mean training time).
+    std] in percent; none where a hyper-parameter of the method was changed, or of a teacher its network), ``run`` (size
+    of the model) and ``seconds`` (mean training time).
     """
     rows = []
     for row in grouped(records):
@@ -79,7 +80,8 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
             rows[key]["options"] = _changed(experiment.config(), record["config"], groups)
             rows[key]["published"] = experiment.paper.get(record["setting"], {}).get(who, {})
             own = REGISTRY[method].options() if who == "student" and method in REGISTRY else ()
-            of_method = [("student", name) for name in own] + [("teacher", "tokenizer")]
+            of_method = [("student", name) for name in own]
+            of_method += [("teacher", name) for name in ("members", "tokenizer", *tokenizer_options())]
             if who == "teacher":
                 of_method += [("teacher", "num_layers"), ("teacher", "hidden_channels")]
             of_paper = find(experiment.data, experiment.method, experiment.teacher).config()
@@ -299,12 +301,12 @@ def insert(page: str, marker: str, text: str) -> str:
     """Return ``page`` with ``text`` in place of what stands between the line ``<!-- marker -->`` and ``<!-- end -->``.
 
     Raises:
-        G2MError: if the page lacks either line.
+        G2MError: if the page lacks either line, or another such block begins in between.
     """
     begin, end = f"<!-- {marker} -->\n", "<!-- end -->"
     head, found, rest = page.partition(begin)
-    _, ended, tail = rest.partition(end)
-    if not found or not ended:
+    old, ended, tail = rest.partition(end)
+    if not found or not ended or "<!-- g2m report " in old:
         raise G2MError(
             f"--into: the page lacks the lines {begin.strip()!r} and, below it, {end!r}. Put them where the tables go."
         )

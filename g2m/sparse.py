@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -102,7 +102,8 @@ class CSR:
         if self.col.device.type == "cpu" and self.crow.dtype == self.col.dtype:  # a copy by row, not by entry
             rows = self._scipy[index.numpy()]
             return CSR(*map(torch.from_numpy, (rows.indptr, rows.indices, rows.data)), rows.shape)
-        start, count = self.crow[index].long(), self.crow.diff()[index].long()
+        start = self.crow[index].long()
+        count = self.crow[index + 1].long() - start
         crow = torch.zeros(len(index) + 1, dtype=torch.long, device=self.col.device)
         crow[1:] = count.cumsum(0)
         entry = torch.arange(int(crow[-1]), device=self.col.device)
@@ -252,15 +253,15 @@ def attention(weight: Tensor, x: Tensor, pattern: CSR) -> Tensor:
     return _Attention.apply(weight, x, pattern)
 
 
-def features(x: Tensor, *, density: float = 0.1) -> Tensor | CSR:
-    """Return ``x`` as :class:`CSR` if at most ``density`` of it is non-zero (default 0.1), else unchanged.
+def features(x: Tensor) -> Tensor | CSR:
+    """Return ``x`` as :class:`CSR` if at most a tenth of it is non-zero, else unchanged.
 
     Citation features are the words of a document, nearly all zero: products skip them.
     """
     found = 0
     for rows in chunks(x):
         found += int(rows.count_nonzero())
-        if found > density * x.numel():
+        if found > 0.1 * x.numel():
             return x
     return CSR.from_dense(x)
 
@@ -271,33 +272,37 @@ def receptive_field(adjacency: CSR, nodes: Tensor, num_layers: int) -> tuple[Ten
     Each adjacency ``[R, S]`` leads from the S nodes that its layer reads to the R it answers for, which are the first
     of the S; its weights are those of the whole graph.
     """
-    layers = []
-    for _ in range(num_layers):
-        rows = adjacency.rows(nodes)
-        position = torch.full((len(adjacency),), -1, dtype=rows.col.dtype, device=rows.col.device)
-        position[nodes] = 0
-        sources = rows.col.long().unique()
-        field = torch.cat([nodes, sources[position[sources] < 0]])
-        position[field] = torch.arange(len(field), dtype=position.dtype, device=position.device)
-        layers.append(CSR(rows.crow, position[rows.col.long()], rows.value, (len(nodes), len(field))))
-        nodes = field
-    return nodes, layers[::-1]
+    return _field(nodes, [adjacency.rows] * num_layers)
 
 
 def sampled_field(adjacency: CSR, nodes: Tensor, fan_out: Sequence[int]) -> tuple[Tensor, list[CSR]]:
     """Return what estimates for ``nodes`` take, as :func:`receptive_field` does, from a sample of the neighbours.
 
     ``fan_out``: at most so many entries of a row, by layer, the first layer first: the last is of ``nodes`` themselves.
-    Nothing of the size of the graph is touched.
     """
+    return _field(nodes, [partial(adjacency.sampled_rows, most=most) for most in reversed(fan_out)])
+
+
+def _field(nodes: Tensor, rows_by_layer: Sequence[Callable[[Tensor], CSR]]) -> tuple[Tensor, list[CSR]]:
+    """The same, from what gives the rows of nodes, the last layer first."""
     layers = []
-    for most in reversed(fan_out):
-        rows = adjacency.sampled_rows(nodes, most)
-        col = rows.col.long()
-        sources = col.unique()
-        field = torch.cat([nodes, sources[~torch.isin(sources, nodes)]])
-        ascending, order = field.sort()
-        position = order[torch.searchsorted(ascending, col)].to(rows.col.dtype)
-        layers.append(CSR(rows.crow, position, rows.value, (len(nodes), len(field))))
+    for rows_of in rows_by_layer:
+        rows = rows_of(nodes)
+        field, position = _numbered(nodes, rows.col.long(), rows.shape[1])
+        layers.append(CSR(rows.crow, position.to(rows.col.dtype), rows.value, (len(nodes), len(field))))
         nodes = field
     return nodes, layers[::-1]
+
+
+def _numbered(nodes: Tensor, col: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Return the ids of what is read, ``nodes`` first, and where among them every entry of ``col`` is."""
+    sources = col.unique()
+    if num_nodes > 1000 * (len(nodes) + len(col)):  # a table of all nodes takes longer than sorting these few
+        field = torch.cat([nodes, sources[~torch.isin(sources, nodes)]])
+        ascending, order = field.sort()
+        return field, order[torch.searchsorted(ascending, col)]
+    position = torch.full((num_nodes,), -1, device=col.device)
+    position[nodes] = 0
+    field = torch.cat([nodes, sources[position[sources] < 0]])
+    position[field] = torch.arange(len(field), device=col.device)
+    return field, position[col]

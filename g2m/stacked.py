@@ -81,6 +81,8 @@ def fit_stacked(
     Raises:
         G2MError: if they cannot be trained together, or one's outputs are missing or of another graph.
     """
+    if not isinstance(students, Sequence):
+        raise G2MError(f"students: expected a list of them (got {type(students).__name__}).")
     graphs, outputs = _one_each("graph", graph, len(students)), _one_each("outputs", outputs, len(students))
     methods = _check_alike(students, graphs, outputs)
     device = resolve_device(students[0].device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,14 +39,28 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write a file under a temporary name, then rename it."""
     path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside a file, in a folder that is made; what is written there then becomes the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+
+
+def check_writable(argument: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if there.is_dir() == (there == path) or not os.access(there, os.W_OK):
+        raise FileError(f"{argument}: {str(path)!r} cannot be written ({str(there)!r} cannot). Name another.")
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,20 +76,14 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
     """Write tensors and JSON metadata as one ``kind`` of file; readers see the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = _apart(tensors)
+    path, tensors = Path(path), _apart(tensors)
     text = json.dumps(meta, sort_keys=True)
     header = {"format": FORMAT, "kind": kind, "meta": text, "checksum": checksum(tensors, kind, text)}
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's umask gives; save_file would make it private
         save_file(tensors, temporary, header)
         temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -46,38 +46,22 @@ _LOSSES = 3  # of a trial, killed with its process: its options are what kills, 
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class _PerTrial(optuna.samplers.BaseSampler):
+class _PerTrial(optuna.samplers.TPESampler):
     """Optuna's TPE, seeded anew for every trial from the sweep's seed and the trial's number.
 
     Whichever worker on whichever machine asks, no two trials draw the same, and one worker draws the same every time.
     """
 
     def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
         self.seed = seed
-        self._tpe = optuna.samplers.TPESampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
-        self._tpe = optuna.samplers.TPESampler(seed=seed)
+        super().__init__(seed=int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0]))
+        super().before_trial(study, trial)
 
     def reseed_rng(self) -> None:
         """Nothing to do: see the class."""
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self._tpe.infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return self._tpe.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self._tpe.after_trial(study, trial, state, values)
 
 
 class _MedianOfSeed(optuna.pruners.BasePruner):

@@ -12,12 +12,12 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 
 from g2m.errors import G2MError, nearest
+from g2m.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -248,16 +248,11 @@ def write_predictions(target: str | Path | IO[str], parts: Iterable[Part], names
     suffix, parts = _suffix("--out", path), iter(parts)
     names = None if suffix == ".npy" else names
     frames = _frames(chain([next(parts)], parts), names)  # what is wrong from the start leaves no folder behind
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.tmp{suffix}")
     try:
-        count = _WRITE[suffix](temporary, frames)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            return _WRITE[suffix](temporary, frames)
     except ImportError:
         raise G2MError("--out: .parquet files need pyarrow. Run pip install 'g2m[export]'.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
 
 
 def _frames(parts: Iterable[Part], names: Sequence[str] | None) -> Iterator[pd.DataFrame]:

@@ -245,6 +245,12 @@ class TokenizedGNN(nn.Module):
         self.tokenizer = Tokenizer(
             inner[0], in_channels, reference=reference, **({**_PUBLISHED, **options} if reference else options)
         )
+        untrained = not len(self.tokenizer.project) and not self.tokenizer.node_weight + self.tokenizer.edge_weight
+        if place == "beside" and untrained:
+            raise G2MError(
+                "node_weight, edge_weight: expected one above 0 (got 0 both: codes of the hidden state as it is follow "
+                "it without training). Give one, or a code_dim, whose projection is trained."
+            )
         head = (nn.ReLU(), nn.Linear(hidden_channels, out_channels)) if reference else ()
         self.classifier = nn.Sequential(*head)
         self.dropout, self._index = gnn["dropout"], None

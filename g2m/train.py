@@ -24,6 +24,7 @@ from g2m.models import Output, rows_shared
 
 Loss = Callable[[Output, Batch], Mapping[str, Tensor]]
 Forward = Callable[["Sequence[Run]", Sequence[Batch]], Sequence[Output]]
+_OWN = frozenset({"epoch", "loss", "val"})  # of an epoch's record
 
 
 class Batches(Protocol):
@@ -343,6 +344,9 @@ class Run:
         parts = self.loss(output, batch)
         if not isinstance(parts, Mapping) or any(not isinstance(p, Tensor) or p.dim() for p in parts.values()):
             raise G2MError(f"loss: expected a dict of scalar tensors by name, the parts of the loss (got {parts!r}).")
+        self._refuse_own(parts, "loss", "a part of it")
+        if not any(part.requires_grad for part in parts.values()):
+            raise G2MError(f"loss: expected a part that depends on what is trained (got none in {sorted(parts)}).")
         if batch.only is not None:
             parts = {key: value for key, value in parts.items() if (key == "label") == (batch.only == "label")}
         if not parts:
@@ -351,6 +355,12 @@ class Run:
                 "Return the part on labels as 'label', at weight 0 too."
             )
         return parts
+
+    @staticmethod
+    def _refuse_own(found: Mapping[str, Any], argument: str, what: str) -> None:
+        """Refuse names that the loop keeps for itself."""
+        if taken := sorted(_OWN & found.keys()):
+            raise G2MError(f"{argument}: {taken[0]!r} is the loop's own in the record. Name {what} otherwise.")
 
     def judge(self, sums: Mapping[str, Tensor], steps: int) -> None:
         """Record an epoch, and keep the state if it is as good as the best."""
@@ -365,7 +375,9 @@ class Run:
         self.trained.eval()
         with torch.no_grad():
             record["val"] = self.validate()
-            record |= self.observe() if self.observe is not None else {}
+            seen = self.observe() if self.observe is not None else {}
+        self._refuse_own(seen, "after_epoch", "a figure")
+        record |= seen
         if self.shared:  # to the last digit, or they might not stop together
             record = distributed.from_first(lambda: record)
         if not math.isfinite(record["val"]):

@@ -30,7 +30,7 @@ from g2m.bench import append_result, cache_folder
 from g2m.cli import mistakes
 from g2m.estimators import Teacher
 from g2m.experiments import find
-from g2m.report import curves, mean_std
+from g2m.report import check_plot, curves, mean_std
 
 PUBLISHED = "published (5 000 codes)"
 AT_OUR_SIZE = "published, K = N/8"
@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("codes.png"))
     parser.add_argument("--subgraphs", type=Path, default=Path("subgraphs.png"))
     given = parser.parse_args()
+    check_plot("--plot", given.plot)
+    check_plot("--subgraphs", given.subgraphs)
     warnings.filterwarnings("ignore")
     {"usage": usage, "picture": picture}[given.what](given)
 

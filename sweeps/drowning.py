@@ -25,7 +25,7 @@ from g2m.estimators import Student, Teacher
 from g2m.experiments import find
 from g2m.frequency import indicators
 from g2m.graph import Graph
-from g2m.report import curves, mean_std
+from g2m.report import check_plot, curves, mean_std
 
 STUDENTS = {
     "GLNN": ("glnn", {}),
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="results file to append to")
     parser.add_argument("--plot", type=Path, default=Path("drowning.png"))
     given = parser.parse_args()
+    check_plot("--plot", given.plot)
     warnings.filterwarnings("ignore")
 
     by_model: dict[str, list[list[dict[str, float]]]] = {"teacher": [], **{name: [] for name in STUDENTS}}

@@ -41,40 +41,43 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     known = read_results(given.out) if given.out and given.out.exists() else []
-    for data in given.data:
-        for method in given.methods.split(","):
-            row = {"table": TABLE, "data": data, "method": method, "teacher": given.teacher, "trials": given.trials}
-            row |= {"seeds a trial": given.seeds, "fresh seeds": given.fresh}
-            if any(row.items() <= ({"teacher": "sage"} | other).items() for other in known):  # older rows name none
-                continue
-            sweep = Sweep(alike(data, method, given.teacher), seeds=given.seeds)
-            folder = given.folder / f"{sweep.name}-{given.seeds}-seeds"
-            folder.mkdir(parents=True, exist_ok=True)
-            study = sweep.run(folder / JOURNAL, trials=given.trials, workers=given.workers, stack=given.stack)
-            best, records = sweep.replicate(
-                sweep.best(study), given.fresh, out=folder / "results.jsonl", workers=given.workers, stack=given.stack
-            )
-            before = [alike(data, method, given.teacher).cell(sweep.setting, record["seed"]) for record in records]
-            before = list(run(before, out=folder / "before.jsonl", workers=given.workers, stack=given.stack))
-            by_seed = {record["seed"]: record["scores"] for record in records}
-            gained = {
-                part: [by_seed[record["seed"]][part] - record["scores"][part] for record in before]
-                for part in ("val", "test")
-            }
-            kept = sum(gained["val"]) > 0  # the best of many trials on few seeds may have been lucky
-            if given.tuned and kept:
-                best.write(given.tuned / f"{data}-{given.teacher}-{method}.toml")
-            row |= {
-                "val": percent([scores["val"] for scores in by_seed.values()]),
-                "val gained": percent(gained["val"]),
-                "kept": "yes" if kept else "no",
-                "test": percent([scores["test"] for scores in by_seed.values()]),
-                "test before": percent([record["scores"]["test"] for record in before]),
-                "gained": percent(gained["test"]),
-            }
-            print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
-            if given.out:
-                append_result(given.out, row)
+    sweeps = {
+        (data, method): Sweep(alike(data, method, given.teacher), seeds=given.seeds)
+        for data in given.data
+        for method in given.methods.split(",")
+    }
+    for (data, method), sweep in sweeps.items():
+        row = {"table": TABLE, "data": data, "method": method, "teacher": given.teacher, "trials": given.trials}
+        row |= {"seeds a trial": given.seeds, "fresh seeds": given.fresh}
+        if any(row.items() <= ({"teacher": "sage"} | other).items() for other in known):  # older rows name none
+            continue
+        folder = given.folder / f"{sweep.name}-{given.seeds}-seeds"
+        folder.mkdir(parents=True, exist_ok=True)
+        study = sweep.run(folder / JOURNAL, trials=given.trials, workers=given.workers, stack=given.stack)
+        best, records = sweep.replicate(
+            sweep.best(study), given.fresh, out=folder / "results.jsonl", workers=given.workers, stack=given.stack
+        )
+        before = [alike(data, method, given.teacher).cell(sweep.setting, record["seed"]) for record in records]
+        before = list(run(before, out=folder / "before.jsonl", workers=given.workers, stack=given.stack))
+        by_seed = {record["seed"]: record["scores"] for record in records}
+        gained = {
+            part: [by_seed[record["seed"]][part] - record["scores"][part] for record in before]
+            for part in ("val", "test")
+        }
+        kept = sum(gained["val"]) > 0  # the best of many trials on few seeds may have been lucky
+        if given.tuned and kept:
+            best.write(given.tuned / f"{data}-{given.teacher}-{method}.toml")
+        row |= {
+            "val": percent([scores["val"] for scores in by_seed.values()]),
+            "val gained": percent(gained["val"]),
+            "kept": "yes" if kept else "no",
+            "test": percent([scores["test"] for scores in by_seed.values()]),
+            "test before": percent([record["scores"]["test"] for record in before]),
+            "gained": percent(gained["test"]),
+        }
+        print("  ".join(f"{key}: {value}" for key, value in row.items() if key != "table"), flush=True)
+        if given.out:
+            append_result(given.out, row)
 
 
 if __name__ == "__main__":

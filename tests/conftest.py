@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("cases")
+pytest.register_assert_rewrite("cases", "ogb_cases")
 settings.register_profile("g2m", deadline=None)  # however slow the machine
 settings.load_profile("g2m")
 
@@ -20,6 +20,23 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("needs real data: set G2M_DATA_ROOT to its folder")
     return Path(root)
+
+
+@pytest.fixture(scope="module")
+def real(data_root):
+    """Loads each card once; skips those whose files are not there."""
+    from g2m.data import find_card, load
+
+    loaded = {}
+
+    def get(name):
+        if find_card(name).status(data_root) == "needs download":
+            pytest.skip(f"{name} is not in {data_root}")
+        if name not in loaded:
+            loaded[name] = load(name, root=data_root)
+        return loaded[name]
+
+    return get
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,8 @@ import gzip
 import numpy as np
 import pandas as pd
 
+from g2m.data import load
+
 # -- one graph: a pair in both directions, an edge twice, a loop, three one-way edges; node 7 is isolated --------------
 
 EDGES = [[1, 0], [0, 1], [1, 2], [1, 2], [3, 3], [4, 2], [5, 6], [6, 3]]
@@ -72,6 +74,21 @@ def write(path, rows):
 
 def contents(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def loads_from_a_read_only_folder(card, root, capfd):
+    """And nothing in it changes, and nothing is printed."""
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = contents(root)
+    try:
+        first, second = load(card, root=root), load(card, root=root)
+    finally:
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755)
+    assert first.fingerprint() == second.fingerprint()
+    assert contents(root) == before
+    assert capfd.readouterr() == ("", "")
 
 
 def refuse(prompt=""):

@@ -31,7 +31,7 @@ def node_batches(**options) -> NodeBatches:
 
 
 def test_full_batch_is_the_graph():
-    (batch,) = FullBatch((X, "adjacency"), Y, TRAIN, {"target": X}).to("cpu").epoch(generator())
+    (batch,) = FullBatch((X, "adjacency"), Y, TRAIN).to("cpu").epoch(generator())
     assert batch.inputs[0] is X
     assert batch.inputs[1] == "adjacency"
     assert torch.equal(batch.row, torch.arange(N))
@@ -43,12 +43,11 @@ def test_full_batch_is_the_graph():
 @pytest.mark.parametrize("row", [[1, 4, 5, 9], [9, 0, 4, 11], [2], [0, 2, 3]], ids=str)
 def test_full_batch_of_some_rows_is_those_rows_of_the_whole(row):
     row = torch.tensor(row)
-    (batch,) = FullBatch((X, [CSR.from_dense(X)]), Y, TRAIN, {"target": X}, row=row).to("cpu").epoch(generator())
-    (whole,) = FullBatch((X,), Y, TRAIN, {"target": X}).epoch(generator())
+    (batch,) = FullBatch((X, [CSR.from_dense(X)]), Y, TRAIN, row=row).to("cpu").epoch(generator())
+    (whole,) = FullBatch((X,), Y, TRAIN).epoch(generator())
     assert torch.equal(batch.row, row)
     for name in ("y", "labelled"):
         assert torch.equal(getattr(batch, name), getattr(whole, name)[row])
-    assert torch.equal(batch.targets["target"], X[row])
     assert batch.inputs[0] is X
     assert isinstance(batch.inputs[1][0], CSR)
     assert batch.label_scale == whole.label_scale  # a mean over all training nodes, whichever are here

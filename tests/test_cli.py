@@ -939,6 +939,11 @@ def test_condense_in_json_and_with_options(call):
         (["condense", "atlas", "--method", "scord"], "Did you mean 'scored'"),
         (["condense", "atlas", "--budget", "1%%", "--json"], "budget: expected bytes"),
         (["condense", "atlas", "--budget", "1", "--json"], "budget"),
+        (
+            ["condense", "atlas", "--method", "mirage", "--budget", "1%", "-o", "min_support=3", "--json"],
+            "budget: expected none with min_support",
+        ),
+        (["condense", "atlas", "--out", ".", "--json"], "--out: '.' cannot be written"),
         (["condense", "atlas", "-o", "seed=1"], "unknown key 'seed'"),
         (["condense", "atlas", "-o", "graphs=1"], "unknown key 'graphs'"),
         (["condense", "atlas", "-o", "method=mirage"], "unknown key 'method'"),
@@ -1037,6 +1042,19 @@ def test_sweep_prints_the_best_and_writes_what_it_found(call, sweep, place):
     assert open_experiment(folder / "best.toml").tuned == best.tuned, "scores on fresh seeds stay"
     assert sweep("--trials", 7)[0] == 0
     assert open_experiment(folder / "best.toml").tuned["trials"] == 7
+
+
+@pytest.mark.parametrize("other", [("--setting", "inductive"), ("--name", "other", "--seeds", 3)])
+def test_scores_on_fresh_seeds_are_not_those_of_another_study(sweep, other):
+    best = Path("kept/best.toml")
+    words = ("--trials", 1, "--out", "kept")
+    assert sweep(*words, "--replicate", 1)[0] == 0
+    first = open_experiment(best)
+    assert first.tuned["fresh_seeds"] == 1
+    assert sweep(*words, *other)[0] == 0
+    second = open_experiment(best)
+    assert second.config() == first.config(), "the same draw"
+    assert "fresh_seeds" not in second.tuned
 
 
 def test_sweep_with_options(sweep, place):

@@ -751,6 +751,16 @@ def test_another_teacher_is_trained(options, graph, tmp_path):
     assert len(seen) == 3
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(G2MError, match=r"^cache: .*file/teachers/.* cannot be written"):
+        teacher().fit(GRAPH, cache=file, on_epoch=never)
+    for checkpoint in (file / "c", tmp_path):
+        with pytest.raises(G2MError, match=r"^checkpoint: .* cannot be written"):
+            learner().fit(GRAPH, outputs_of(GRAPH), checkpoint=checkpoint, on_epoch=never)
+
+
 def test_a_damaged_cache_is_refused(tmp_path):
     teacher().fit(GRAPH, cache=tmp_path)
     (file,) = (tmp_path / "teachers").iterdir()

@@ -160,6 +160,25 @@ def test_ends_find_every_copy_of_a_repeated_eigenvalue(copies, size, k):
     assert_ends(noise(graph.num_nodes), graph, k)
 
 
+@pytest.mark.parametrize("k", [4, 6, 10])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        graph_of(
+            40,
+            [(4 * b + i, 4 * b + j) for b in range(10) for i in range(4) for j in range(i)]
+            + [(4 * b, 4 * b + 4) for b in range(9)],
+        ),
+        graph_of(34, [(2 * i, 2 * i + 1) for i in range(5)] + [(10, 11), (11, 12), (12, 13)]),
+    ],
+    ids=["chain of cliques", "pairs, a path and isolated nodes"],
+)
+def test_ends_find_eigenvalues_of_one(graph, k):
+    """Of Â they are 0, which ARPACK takes for nothing found."""
+    assert (np.abs(dense_spectrum(noise(graph.num_nodes), graph)[0] - 1) < 1e-9).sum() >= 5
+    assert_ends(noise(graph.num_nodes), graph, k)
+
+
 @pytest.mark.parametrize("graph", [graph_of(20, list(itertools.combinations(range(20), 2))), graph_of(20, []), CUBE])
 def test_ends_do_not_share_a_direction_and_come_out_the_same_again(graph):
     # All eigenvalues of a complete graph but one are equal, and so are all of isolated nodes.

@@ -124,9 +124,13 @@ def test_graphs_are_drawn_in_proportion_to_their_weight(by_task):
     assert counts[1] == 0
     drawn = weight > 0
     assert chisquare(counts[drawn], (4000 * weight / weight.sum())[drawn].double()).pvalue > 0.01
-    for batch in found:  # the weight is in how often they come
-        assert (batch.targets["weight"] == 1).all()
-        assert batch.label_scale == pytest.approx(1 / batch.targets["weight"].numel())
+    for batch in found:  # the weight is in how often they come, but for how the tasks of one differ
+        expected = given[batch.row] / weight[batch.row, None] if by_task else torch.ones(len(batch.row))
+        torch.testing.assert_close(batch.targets["weight"], expected)
+        assert batch.label_scale == pytest.approx(1 / len(batch.row))
+    if by_task:
+        share = torch.cat([batch.targets["weight"] for batch in found]).mean(0)
+        torch.testing.assert_close(share, given.sum(0) / given.sum(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,8 @@ def test_a_missing_label_has_no_weight(size, draws):
     loss = torch.randn(4, 3, generator=generator())
     for batch in found:
         known = ~y[batch.row].isnan()
-        w = known * (1 if draws else weight[batch.row])
-        assert torch.equal(batch.targets["weight"], w.float())
+        w = known * weight[batch.row] / (weight[batch.row].sum(1, keepdim=True) if draws else 1)
+        torch.testing.assert_close(batch.targets["weight"], w)
         torch.testing.assert_close(value(batch, loss), (w * loss[batch.row]).sum() / w.sum())
 
 

@@ -79,6 +79,8 @@ CASES = {
     "entropy_change negative": (lambda o: {"entropy_change": -o.entropy_change}, "entropy_change: .*from 0"),
     "entropy_change short": (lambda o: {"entropy_change": o.entropy_change[1:]}, "entropy_change: expected 36 rows"),
     "entropy_change infinite": (lambda o: {"entropy_change": o.entropy_change / 0}, "entropy_change: expected finite"),
+    "hidden an array": (lambda o: {"hidden": o.hidden.numpy()}, r"hidden: expected a tensor \(got ndarray\)"),
+    "transforms of arrays": (lambda o: {"transforms": (o.hidden.numpy(),)}, "transforms: expected a tensor"),
     "transforms flat": (lambda o: {"transforms": (o.hidden, o.hidden[0])}, "transforms: .*number 1"),
     "transforms NaN": (lambda o: {"transforms": (with_nan(o.hidden, 2),)}, "transforms: .*number 0"),
     "transforms of integers": (lambda o: {"transforms": (o.hidden, o.hidden.long())}, "transforms: .*number 1"),

@@ -296,7 +296,8 @@ def test_insert_replaces_between_the_lines_and_can_be_repeated():
     assert once.startswith("# x\n<!-- run me -->\n")
     assert once.endswith("<!-- end -->\nafter\n<!-- other -->\n<!-- end -->\n")
     assert insert(once, "run me", "new\n") == once
-    for broken in ("no lines", "<!-- run me -->\nno end", "<!-- end -->\n<!-- run me -->\n"):
+    another = "<!-- run me -->\nno end\n<!-- g2m report other -->\n<!-- end -->\n"
+    for broken in ("no lines", "<!-- run me -->\nno end", "<!-- end -->\n<!-- run me -->\n", another):
         with pytest.raises(G2MError, match="--into: the page lacks the lines"):
             insert(broken, "run me", "new")
 
@@ -349,6 +350,11 @@ def test_published_scores_stand_beside_the_published_method_only():
         student = next(row for row in rows if row["method"] == "glnn")
         assert bool(student["published"]) is kept
         assert next(row for row in rows if row["method"] == "teacher")["published"]
+
+
+def test_published_scores_are_of_one_network_and_of_its_own_codes():
+    for option in ("teacher.members=3", "teacher.num_codes=4"):
+        assert not any(row["published"] for row in summary([record(options=[option])]))
 
 
 def test_published_scores_do_not_stand_beside_another_split():

@@ -242,6 +242,18 @@ def test_layers_in_a_chain_are_rows_of_the_matrix_power_in_value_and_gradient(qu
     assert torch.equal(first, second)
 
 
+@quick
+@given(st.lists(st.integers(0, 9), min_size=1, unique=True), st.lists(st.integers(0, 9)))
+def test_few_of_many_nodes_are_numbered_as_by_a_table_of_all(nodes, col):
+    nodes, col = torch.tensor(nodes), torch.tensor(col, dtype=torch.long)
+    by_table, by_order = (sparse._numbered(nodes, col, num_nodes) for num_nodes in (10, 10**6))
+    assert all(map(torch.equal, by_table, by_order))
+    field, position = by_table
+    assert field[position].equal(col)
+    assert field[: len(nodes)].equal(nodes)
+    assert field[len(nodes) :].tolist() == sorted({*col.tolist()} - {*nodes.tolist()})
+
+
 def test_receptive_field_follows_arcs_to_their_sources_alone():
     arc = CSR.from_coo(torch.tensor([1]), torch.tensor([0]), torch.ones(1), (3, 3))  # 1 reads 0
     for nodes, expected in [([1], [1, 0]), ([0], [0]), ([2], [2]), ([2, 1], [2, 1, 0]), ([0, 1], [0, 1])]:

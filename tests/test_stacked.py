@@ -305,6 +305,7 @@ def test_keys_are_equal_where_students_go_together():
     ("students", "graph", "outputs", "message"),
     [
         ([], GRAPH, None, "students: expected some"),
+        (student("mlp"), GRAPH, None, r"students: expected a list of them \(got Student\)"),
         ([3], GRAPH, None, r"students: expected some of g2m.Student \(got \['int'\]\)"),
         ([student("mlp"), student("mlp", hidden_channels=9)], GRAPH, None, "hidden_channels of student 0 is 8.*got 9"),
         ([student("mlp"), student("mlp", norm="batch")], GRAPH, None, "norm of student 0 is 'none'"),

@@ -519,6 +519,17 @@ def test_levels_under_cosine_are_refused_by_name():
         tokenizer(code_levels=2, code_metric="cosine")
 
 
+def test_a_tokenizer_beside_that_nothing_trains_is_refused_before_its_network_is():
+    def never(record):
+        raise AssertionError("trained")
+
+    untrained = {"node_weight": 0, "edge_weight": 0}
+    with pytest.raises(G2MError, match=r"^node_weight, edge_weight: expected one above 0"):
+        teacher("beside", **untrained).fit(GRAPH, on_epoch=never)
+    teacher("beside", code_dim=5, **untrained, max_epochs=2).fit(GRAPH)
+    teacher("inside", **untrained, max_epochs=2).fit(GRAPH)
+
+
 @places
 def test_a_teacher_of_one_layer_has_no_hidden_state_to_code(place):
     with pytest.raises(G2MError, match="num_layers: a tokenizer needs a hidden state"):

@@ -174,6 +174,21 @@ def test_a_step_without_a_part_is_refused():
         train(batches=mini(reference_schedule=True), loss=lambda o, b: {"rest": o.logits.sum()})
 
 
+@pytest.mark.parametrize("name", ["loss", "epoch", "val"])
+def test_names_of_the_loops_own_are_refused(name):
+    with pytest.raises(G2MError, match=f"^loss: '{name}' is the loop's own"):
+        train(loss=lambda output, batch: {**loss(output, batch), name: output.logits.sum()})
+    with pytest.raises(G2MError, match=f"^after_epoch: '{name}' is the loop's own"):
+        train(observe=lambda: {name: 1.0})
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    with pytest.raises(
+        G2MError, match=r"^loss: expected a part that depends on what is trained \(got none in \['a'\]\)"
+    ):
+        train(loss=lambda output, batch: {"a": torch.zeros(())})
+
+
 def test_training_and_evaluation_modes():
     model, modes = mlp(dropout=0.5), []
 

@@ -74,7 +74,7 @@ class CondenseCell:
         backbone: of the network; ``None`` for rows without one.
         seed: of the split, where the card draws one, of the set and of the network.
         hops: of the trees, and layers of the network.
-        budget: as in :func:`g2m.condense.condense`.
+        budget: as in :func:`g2m.condense.condense`; ``None`` where ``min_support`` is among ``method_options``.
         options: of :class:`~g2m.GraphClassifier`.
         method_options: of the method.
     """
@@ -84,7 +84,7 @@ class CondenseCell:
     backbone: str | None
     seed: int
     hops: int
-    budget: str
+    budget: str | None
     options: dict[str, Any] = field(default_factory=dict)
     method_options: dict[str, Any] = field(default_factory=dict)
 
@@ -164,7 +164,8 @@ class CondenseCell:
     def check(self) -> None:
         """Refuse a wrong option before anything is trained."""
         check_whole("hops", self.hops)
-        check_budget(self.budget)
+        if self.budget is not None:
+            check_budget(self.budget)
         if self.backbone is not None:
             self.network()
         method, own = self._method
@@ -266,7 +267,7 @@ def cells(
             for row in (row for row in chosen if row not in not_here):
                 own_options = of_method.get(SETS.get(row.removeprefix("shuffled "), (row,))[0], {})
                 for backbone in (None,) if row in WITHOUT_NETWORK else backbones:
-                    own = own_options
+                    own, size = own_options, None if "min_support" in own_options else str(budget)
                     if row == "mirage, faithful" and depth == known.get("hops") and not divides_by_degrees(backbone):
                         # Of trees that tell degrees apart fewer repeat: the budget decides there.
                         own = {"min_support": dict(enumerate(known["min_support"])), **own}
@@ -277,7 +278,7 @@ def cells(
                             kind, defaults = ("graphs", _FULL) if row in ("full", "lossless") else ("sets", SET_OPTIONS)
                             epochs = known.get("max_epochs", {}).get(kind, defaults["max_epochs"])
                             given = defaults | {"max_epochs": epochs} | options
-                    cell = CondenseCell(name, row, backbone, seed, depth, str(budget), given, own)
+                    cell = CondenseCell(name, row, backbone, seed, depth, size, given, own)
                     cell.check()
                     made.setdefault(cell.key, cell)
     return list(made.values())
@@ -390,14 +391,16 @@ def tables(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], l
     and network with other options have lines of their own, which name what differs.
     """
     records = list({record["key"]: record for record in records}.values())
-    made, gains, budgets = [], {}, Counter(record["budget"] for record in records)
+    made, gains, budgets = [], {}, Counter(record["budget"] for record in records if record["budget"] is not None)
+    commonest = max(budgets, key=budgets.get, default=None)
     for data in dict.fromkeys(record["data"] for record in records):
         some = [record for record in records if record["data"] == data]
         for budget, hops in dict.fromkeys((record["budget"], record["hops"]) for record in some):
             part = [record for record in some if (record["budget"], record["hops"]) == (budget, hops)]
-            header, rows = _table(part, gains if budget == budgets.most_common(1)[0][0] else {})
+            header, rows = _table(part, gains if budget is not None and budget == commonest else {})
             full = next(iter(part))["bytes_full"]
-            title = f"{data}: budget {budget} of {full:,} bytes, {hops} hop{'s' * (hops != 1)}"
+            size = "min_support in place of a budget," if budget is None else f"budget {budget} of"
+            title = f"{data}: {size} {full:,} bytes, {hops} hop{'s' * (hops != 1)}"
             made.append((title, header, rows))
     if gains:
         controls = [c for c in CONTROLS if any(c in of for of in gains.values())]
@@ -406,7 +409,7 @@ def tables(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], l
             for row, of in gains.items()
         ]
         header = ["row", *(f"over {control}" for control in controls), "data sets × networks"]
-        title = f"Gains over the controls, in points of the metric, at a budget of {budgets.most_common(1)[0][0]}"
+        title = f"Gains over the controls, in points of the metric, at a budget of {commonest}"
         made.append((title, header, rows))
     return made
 
@@ -423,7 +426,8 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
     for record, differing in zip(records, _differing(records), strict=True):
         groups.setdefault((record["row"], differing, record["backbone"]), []).append(record)
     metric = {"rocauc": "AUC", "accuracy": "accuracy"}[records[0]["metric"]]
-    published = shipped().get(records[0]["data"], {}).get("published", {})
+    known = shipped().get(records[0]["data"], {})
+    published = known.get("published", {}) if known.get("hops") == records[0]["hops"] else {}
     header = ["row", "bytes", "% of full", "s to condense", "s to train", "seeds"]
     header += [" ".join(filter(None, (part, b and b.upper()))) for part in (metric, "acc.") for b in backbones]
     header.append("not above")

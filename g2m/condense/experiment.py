@@ -27,7 +27,8 @@ class CondenseExperiment(ExperimentFile):
         condense: name of a method of condensation, a row of ``g2m bench-condense``.
         backbone: of the network; default ``"gin"``.
         hops: of the trees, and layers of the network; default 2.
-        budget: bytes, as in :func:`g2m.condense.condense`; default ``"1%"``.
+        budget: bytes, as in :func:`g2m.condense.condense`; default ``"1%"``; not looked at where ``min_support`` is
+            among the method's options, or searched.
         options: of :class:`~g2m.GraphClassifier`.
         condense_options: of the method of condensation.
         space: what a sweep searches: ``hops``, ``budget``, options of the classifier, and with ``condense.`` before it
@@ -63,6 +64,12 @@ class CondenseExperiment(ExperimentFile):
         for name in ("num_hops", "budget", "seed"):
             if name in self.condense_options or f"condense.{name}" in self.space:
                 raise G2MError(f"condense_options: {name!r} cannot be set here, the run sets it from hops and budget.")
+        if "budget" in self.space and self._by_support:
+            raise G2MError("space: budget and min_support, one in place of the other. Leave out either.")
+
+    @property
+    def _by_support(self) -> bool:
+        return "min_support" in self.condense_options or "condense.min_support" in self.space
 
     def changed(self, options: Mapping[str, Any]) -> CondenseExperiment:
         """Return the experiment with options set, by names as in ``space``; what is set is no longer searched."""
@@ -98,14 +105,16 @@ class CondenseExperiment(ExperimentFile):
             "dropout": {"low": 0.0, "high": 0.6, "step": 0.1},
             "norm": ["none", "batch", "layer"],
         }
-        return replace(self, space=space | (_SIZES if sizes else {}))
+        if sizes:
+            space |= {name: spec for name, spec in _SIZES.items() if name != "budget" or not self._by_support}
+        return replace(self, space=space)
 
     def cell(self, setting: str, seed: int) -> CondenseCell:
         if setting != "transductive":
             raise G2MError(f"setting: expected 'transductive', graphs share no edges (got {setting!r}).")
-        options = SET_OPTIONS | self.options
+        options, budget = SET_OPTIONS | self.options, None if self._by_support else str(self.budget)
         return CondenseCell(
-            self.data, self.condense, self.backbone, seed, self.hops, str(self.budget), options, self.condense_options
+            self.data, self.condense, self.backbone, seed, self.hops, budget, options, self.condense_options
         )
 
     def trials(self, setting: str, **options: Any) -> CondenseTrials:

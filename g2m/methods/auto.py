@@ -69,10 +69,12 @@ class Auto(Method):
             raise G2MError("neighbours: expected False with a mixture, which is not searched for. Leave out either.")
         if not isinstance(mixture, Mapping) or not mixture:
             raise G2MError(f"mixture: expected weights by name, {{'glnn': 1.0, 'krd': 0.5}} (got {mixture!r}).")
-        self.mixture = mixture = {
+        checked = {
             name: check_range(f"mixture: {choose('mixture', name, COMPONENTS)}", weight, 0, open_low=True)
             for name, weight in mixture.items()
         }
+        # In one order, whichever it was written in: components draw their weights one after the other.
+        self.mixture = mixture = {name: checked[name] for name in COMPONENTS if name in checked}
         total = sum(mixture.values())
         self.figures = {f"weight of {name}": weight / total for name, weight in mixture.items()}
         self.components = nn.ModuleDict({name: _component(name) for name in mixture})

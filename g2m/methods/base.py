@@ -84,7 +84,8 @@ class Method(nn.Module):
         """Return columns ``[N, P]`` that the student reads beside the features of the observed graph; default none.
 
         Called first, under the student's seed. A node that training has not seen gets the mean of its neighbours'
-        columns, or zeros: a student with positions is not free of the graph.
+        columns, or zeros: a student with positions is not free of the graph. Another object of the method goes on to
+        :meth:`build` and :meth:`prepare`: what is kept on ``self`` here is not there.
         """
         return None
 

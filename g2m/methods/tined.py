@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from g2m.batches import Batch
-from g2m.errors import G2MError, check_range
-from g2m.graph import Graph
-from g2m.losses import soft_label_loss
-from g2m.methods.base import Method, label_loss
-from g2m.models import MLP, Output
+from g2m.errors import G2MError
+from g2m.methods.glnn import GLNN
+from g2m.models import MLP
 from g2m.outputs import TeacherOutputs
 
 if TYPE_CHECKING:
     import optuna
 
 
-class TINED(Method):
+class TINED(GLNN):
     """Soft labels, from where the teacher's weights are (after Zhou et al., "TINED: GNNs-to-MLPs by Teacher Injection
     and Dirichlet Energy Distillation", ICML 2025).
 
-    L = λ · mean CE(y, q) + (1 − λ) · mean KL(p ‖ q)
+    L = λ · mean CE(y, q) + (1 − λ) · mean KL(p ‖ q), which is that of :class:`~g2m.methods.glnn.GLNN`.
 
     A GNN's layer is a linear map and a propagation. The student's layers are the maps, copied, and between them a layer
     each for the propagation, which begins as the identity: as an MLP it begins where the teacher is without its
@@ -42,11 +38,6 @@ class TINED(Method):
     paper = "after Zhou et al., ICML 2025"
     needs = frozenset({"logits", "transforms"})
 
-    def __init__(self, *, lam: float = 0.0, tau: float = 1.0) -> None:
-        super().__init__()
-        self.lam = check_range("lam", lam, 0, 1)
-        self.tau = check_range("tau", tau, 0, open_low=True)
-
     @torch.no_grad()
     def build(self, model: MLP, outputs: TeacherOutputs | None) -> None:
         maps, layers = outputs.transforms, list(model.layers)
@@ -63,13 +54,6 @@ class TINED(Method):
         for layer in layers[1::2] if step == 2 else ():
             nn.init.eye_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-    def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
-        return {"log_soft_labels": outputs.log_soft_labels(self.tau)}
-
-    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        soft = soft_label_loss(output.logits, batch.targets["log_soft_labels"], self.tau)
-        return {"label": self.lam * label_loss(output, batch), "soft": (1 - self.lam) * soft}
 
     @classmethod
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:

@@ -197,6 +197,28 @@ def test_rows_without_a_network_have_their_scores_in_a_table_of_their_own():
     assert all(float(cell) for row in rows for cell in row[6:8])
 
 
+def test_rows_by_support_are_in_no_table_of_a_budget():
+    found = cells(["atlas"], rows=["mirage", "size"], backbones=["gin"], seeds=1, overrides=["mirage.min_support=8"])
+    assert [cell.budget for cell in found] == [None, "1%"]
+    again = cells(
+        ["atlas"], rows=["mirage"], backbones=["gin"], seeds=1, budget="3%", overrides=["mirage.min_support=8"]
+    )
+    assert again == found[:1]
+    common = {"metric": "rocauc", "bytes_full": 1000, "bytes": 10, "scores": {"test": 0.5, "test_accuracy": 0.5}}
+    titles = [title for title, *_ in tables([{**asdict(cell), "key": cell.key, **common} for cell in found])]
+    assert titles[:2] == [
+        "atlas: min_support in place of a budget, 1,000 bytes, 2 hops",
+        "atlas: budget 1% of 1,000 bytes, 2 hops",
+    ]
+
+
+def test_the_references_scores_are_of_its_hops():
+    for hops, there in ((3, True), (2, False)):
+        (record,) = run(grid(["size"]))
+        ((_, _, rows), *_) = tables([{**record, "data": "ogbg-molhiv", "hops": hops}])
+        assert (rows[-1][0] == "logs of the reference") is there
+
+
 def test_rows_of_another_version_come_last():
     (record,) = run(grid(["size"]))
     other = {**record, "row": "gone", "key": "other"}

@@ -157,6 +157,9 @@ def test_by_default_the_networks_options_are_searched():
     assert plain.searched(sizes=True).space.keys() - plain.searched().space.keys() == {"hidden_channels", "budget"}
     check_space(plain.searched(sizes=True).space)
     assert ATLAS.searched(sizes=True) == ATLAS
+    by_support = replace(plain, condense="mirage", condense_options={"min_support": 3})
+    assert by_support.searched(sizes=True).space.keys() - plain.searched().space.keys() == {"hidden_channels"}
+    assert by_support.cell("transductive", 0).budget is None
     assert Sweep(plain, also="bytes").name == "atlas-scored-gin"
 
 
@@ -178,6 +181,10 @@ def test_by_default_the_networks_options_are_searched():
         ({"options": {"num_layers": 3}}, "'num_layers' cannot be set here"),
         ({"options": {"lrr": 3}}, r"Did you mean 'lr'\?"),
         ({"condense_options": {"num_hops": 3}}, "'num_hops' cannot be set here"),
+        (
+            {"condense": "mirage", "condense_options": {"min_support": 3}, "space": {"budget": ["1%", "3%"]}},
+            "^space: budget and min_support, one in place of the other",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_refused(changes, message):

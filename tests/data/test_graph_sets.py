@@ -12,13 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ogb_cases import OGB_EDGES, OGB_SIZES, contents, labels, lay_out_graphs, refuse
+from ogb_cases import (
+    OGB_EDGES,
+    OGB_SIZES,
+    contents,
+    labels,
+    lay_out_graphs,
+    loads_from_a_read_only_folder,
+    refuse,
+)
 from torch_geometric.datasets import TUDataset
 from torch_geometric.utils import to_networkx
 
 from g2m import G2MError
 from g2m.data import cards, download, find_card, load, splits
-from g2m.graphs import Graphs
 from g2m.metrics import rocauc
 
 TU = ("mutag", "proteins", "nci1", "enzymes", "imdb-binary", "imdb-multi", "dd", "bzr")
@@ -158,18 +165,7 @@ def card(request, tmp_path):
 
 
 def test_a_read_only_folder_stays_as_it_is_and_nothing_is_printed(card, tmp_path, capfd):
-    root = tmp_path / "data"
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = contents(root)
-    try:
-        first, second = load(card, root=root), load(card, root=root)
-    finally:
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o755)
-    assert first.fingerprint() == second.fingerprint()
-    assert contents(root) == before
-    assert capfd.readouterr() == ("", "")
+    loads_from_a_read_only_folder(card, tmp_path / "data", capfd)
 
 
 def test_no_scratch_is_left_behind(card, tmp_path, monkeypatch):
@@ -321,20 +317,6 @@ def test_size_says_nothing_of_the_classes_of_the_atlas():
 
 
 # -- real data ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(data_root):
-    loaded = {}
-
-    def get(name) -> Graphs:
-        if find_card(name).status(data_root) == "needs download":
-            pytest.skip(f"{name} is not in {data_root}")
-        if name not in loaded:
-            loaded[name] = load(name, root=data_root)
-        return loaded[name]
-
-    return get
 
 
 CLASSES = {  # graphs of each class, and nodes a graph, as published

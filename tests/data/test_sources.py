@@ -351,21 +351,6 @@ def test_sbm_refuses(options, message):
 # -- real data ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def real(data_root):
-    """Loads each card once; skips those whose files are not there."""
-    loaded = {}
-
-    def get(name):
-        if find_card(name).status(data_root) == "needs download":
-            pytest.skip(f"{name} is not in {data_root}")
-        if name not in loaded:
-            loaded[name] = load(name, root=data_root)
-        return loaded[name]
-
-    return get
-
-
 #: Each large file once, by one of its two loaders.
 LARGE = {"cs": "cs-cpf", "physics-cpf": "physics"}
 SINGLE = [name for name, card in cards().items() if card.task == "node classification"]

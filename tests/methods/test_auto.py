@@ -31,6 +31,15 @@ def mixed(mixture: dict, graph, **options) -> tuple:
 # -- a mixture -----------------------------------------------------------------------------------------------------
 
 
+def test_a_mixture_is_the_same_in_any_order(tmp_path):
+    graph, mixture = blocks(), {"vqgraph": 1.0, "hidden": 2.0, "glnn": 1.0}
+    first = fitted("auto", graph, mixture=mixture, **OPTIONS)
+    second = fitted("auto", graph, mixture=dict(reversed(mixture.items())), **OPTIONS)
+    again = Student.load(first.save(tmp_path / "s.safetensors")).fit(graph, outputs_of(graph))
+    assert same_bits(weights(first), weights(second))
+    assert same_bits(weights(first), weights(again))
+
+
 @names
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_mixture_of_one_is_that_method(norm, name):

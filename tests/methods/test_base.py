@@ -62,6 +62,11 @@ def test_a_method_that_does_not_say_what_it_is_is_refused(body, message):
     [
         ({"prepare": lambda self, graph, outputs: {"p": graph.x[:5]}}, r"prepare: expected tensors of \d+ rows.*'p'"),
         ({"prepare": lambda self, graph, outputs: {"p": 3}}, r"prepare: expected tensors .*got int for 'p'"),
+        (
+            {"positions": lambda self, graph, outputs: graph.x[:5]},
+            r"positions: expected a tensor \[\d+, P\] \(got \(5, ",
+        ),
+        ({"positions": lambda self, graph, outputs: graph.x.numpy()}, r"positions: .*got ndarray"),
         ({"loss": lambda self, output, batch: label_loss(output, batch)}, "loss: expected a dict of scalar tensors"),
         ({"loss": lambda self, output, batch: {"label": output.logits}}, "loss: expected a dict of scalar tensors"),
     ],
