@@ -393,7 +393,8 @@ class GraphBatches:
     Args:
         program: see :class:`~g2m.condense.program.Program`; ``of`` gives that of some.
         y: classes ``[G]``, shares of classes ``[G, C]``, or labels of tasks ``[G, T]``, NaN for a missing one.
-        weight: of each in the loss, ``[G]``, or of tasks ``[G, T]``; default 1 for classes; tasks need one.
+        weight: of each in the loss, ``[G]``, or of tasks ``[G, T]``; default 1 for classes; tasks need one. Losses
+            of steps are on average the mean by weight.
         batch_size: graphs a step; default 128. ``"all"``: one step. A single graph left over joins the batch before.
         draws: graphs an epoch, drawn with replacement in proportion to ``weight`` (of tasks, its sum over them), which
             is then 1 in the loss (of tasks, the share of each in that sum); default ``None``: each once.
@@ -411,6 +412,9 @@ class GraphBatches:
         self.program, self.y, self.batch_size = program, y, check_batch_size(batch_size)
         self.weight = torch.ones(len(y)) if weight is None else weight
         self.draws = None if draws is None else check_whole("draws", draws)
+        self._mean = None  # weight of a graph; where all weigh the same, or are drawn by it, a batch is its own mean
+        if self.draws is None and (self.weight != self.weight.flatten()[0]).any():
+            self._mean = float((self.weight * _known(y, self.weight)).sum()) / len(y)
 
     def to(self, device: torch.device | str) -> GraphBatches:
         self.program = self.program.to(device)
@@ -445,7 +449,12 @@ class GraphBatches:
         y, weight = self.y[row], self.weight[row]
         if self.draws is not None:  # what the draw has not told apart: the tasks of a graph
             weight = weight / weight.sum(1, keepdim=True) if weight.dim() == 2 else torch.ones_like(weight)
-        known = ~y.isnan() if y.is_floating_point() and weight.dim() == 2 else torch.ones_like(weight, dtype=torch.bool)
-        total = float((weight * known).sum())
+        known = _known(y, weight)
+        total = float((weight * known).sum()) if self._mean is None else len(row) * self._mean
         labelled = torch.ones(len(row), dtype=torch.bool, device=row.device)
         return Batch((program,), row, y, labelled, 1 / max(total, 1e-12), {"weight": weight * known})
+
+
+def _known(y: Tensor, weight: Tensor) -> Tensor:
+    """Return which labels are there, as ``weight`` has them: of tasks some may be missing."""
+    return ~y.isnan() if y.is_floating_point() and weight.dim() == 2 else torch.ones_like(weight, dtype=torch.bool)

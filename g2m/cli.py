@@ -176,10 +176,10 @@ def _names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _check_folder(path: Path | None) -> None:
-    """Refuse a file where ``--out`` is a folder, before anything is trained."""
+def _check_folder(path: Path | None, option: str = "--out") -> None:
+    """Refuse a file where an option is a folder, before anything is trained."""
     if path is not None and path.is_file():
-        raise G2MError(f"--out: expected a folder (got the file {str(path)!r}). Name another.")
+        raise G2MError(f"{option}: expected a folder (got the file {str(path)!r}). Name another.")
 
 
 def _check_plot(path: Path | None) -> None:
@@ -617,6 +617,7 @@ def condense_command(
             raise G2MError(f"budget: expected none with min_support (got {budget!r}). Leave out either.")
     target = target or Path(f"{data}-{method}.safetensors")
     check_writable("--out", target)
+    _check_folder(plots, "--plots")
     train = graphs.subset(graphs.part("train"))
     table = TreeTable(train, hops, given.get("degrees", False))
     inspection = inspect_trees(table.classes, train.batch)

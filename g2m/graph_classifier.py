@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from g2m import metrics, storage
 from g2m.batches import Batch, GraphBatches, check_batch_size
+from g2m.condense.condensed import CondensedSet
 from g2m.condense.program import Program
 from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
 from g2m.estimators import Answer, OnEpoch, _Estimator, _restore, scores
@@ -18,9 +19,6 @@ from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, divides_by_degree
 from g2m.graphs import Graphs
 from g2m.models import Output, backbone_options
 from g2m.train import fit, resolve_device, seeded
-
-if TYPE_CHECKING:
-    from g2m.condense.condensed import CondensedSet
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _PREDICT_GRAPHS = 4096  # graphs a forward pass takes at once in prediction: bounds memory, not results
@@ -57,7 +55,7 @@ class GraphClassifier(_Estimator):
             ``share`` agrees to the last digits; in the former, rounding tells such runs apart as seeds do.
         seed: of initial weights, dropout and batch order; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
-        options: of the backbone: ``heads``, ``attention_dropout`` (gat), ``reference`` (sage).
+        options: of the backbone: ``heads``, ``attention_dropout`` (gat; with ``share=False``), ``reference`` (sage).
 
     Raises:
         G2MError: on an unknown backbone or option, with the nearest match.
@@ -97,11 +95,20 @@ class GraphClassifier(_Estimator):
         self._check_options()
         with torch.device("meta"):  # a wrong option is refused here, not at fit
             self._build({"node_columns": 1, "edge_columns": None}, 2)
+        if share:
+            self._refuse_dropped_arcs("Take share=False.")
 
     def _build(self, in_channels: dict[str, Any], out_channels: int) -> GraphGNN:
         shape = {name: getattr(self, name) for name in ("num_layers", "pooling", "dropout", "norm")}
         sizes = (in_channels["node_columns"], in_channels["edge_columns"], self.hidden_channels, out_channels)
         return GraphGNN(self.backbone, *sizes, **shape, **self.options).to(_PRECISIONS[self.precision])
+
+    def _refuse_dropped_arcs(self, way: str) -> None:
+        if dropped := self.options.get("attention_dropout"):
+            raise G2MError(
+                f"attention_dropout: expected 0 where equal trees are computed once, an arc would be dropped in all of "
+                f"them together (got {dropped}). {way}"
+            )
 
     @property
     def _degrees(self) -> bool:
@@ -141,7 +148,13 @@ class GraphClassifier(_Estimator):
             if y.dim() == 2:
                 weight = torch.ones_like(y)
         else:
+            if not isinstance(condensed, CondensedSet):
+                raise G2MError(
+                    f"condensed: expected a CondensedSet (got {type(condensed).__name__}). CondensedSet.load(path) "
+                    "reads a saved one."
+                )
             condensed.check(graphs)
+            self._refuse_dropped_arcs("A condensed set always is; leave it out.")
             program = condensed.program(self.num_layers, degrees=self._degrees).to(dtype=_PRECISIONS[self.precision])
             y, weight = condensed.y, condensed.weight
         device = resolve_device(self.device)

@@ -134,6 +134,10 @@ def run_ogb(
             hops=hops,
             overrides=overrides,
         )
+        if budget is not None and "min_support" in grid[0].method_options:
+            raise G2MError(
+                f"budget: expected none for {method!r} here, min_support decides (got {budget!r}). Leave it out."
+            )
     if missing := card.missing(root):
         raise G2MError(
             f"data: {data!r} is not in {data_root(root)} (no {missing[0]}). Run `g2m data get {data}`, or set "

@@ -152,9 +152,12 @@ def test_an_epoch_has_as_many_as_are_drawn(draws, size, lengths):
 def test_a_loss_is_the_mean_by_weight(weight, size):
     weight = torch.tensor(weight)
     loss = torch.randn(len(weight), generator=generator())
+    of_epoch = 0
     for batch in batches(torch.arange(len(weight)), weight, batch_size=size).epoch(generator()):
-        w = weight[batch.row]
-        torch.testing.assert_close(value(batch, loss), (w * loss[batch.row]).sum() / w.sum())
+        share = len(batch.row) / len(weight)
+        torch.testing.assert_close(value(batch, loss), (weight * loss)[batch.row].sum() / (share * weight.sum()))
+        of_epoch += share * value(batch, loss)
+    torch.testing.assert_close(of_epoch, (weight * loss).sum() / weight.sum())
 
 
 def test_shares_of_classes_weigh_once_a_graph():
@@ -177,7 +180,8 @@ def test_a_missing_label_has_no_weight(size, draws):
         known = ~y[batch.row].isnan()
         w = known * weight[batch.row] / (weight[batch.row].sum(1, keepdim=True) if draws else 1)
         torch.testing.assert_close(batch.targets["weight"], w)
-        torch.testing.assert_close(value(batch, loss), (w * loss[batch.row]).sum() / w.sum())
+        total = w.sum() if draws else len(batch.row) / 4 * (weight * ~y.isnan()).sum()
+        torch.testing.assert_close(value(batch, loss), (w * loss[batch.row]).sum() / total)
 
 
 def test_a_step_without_any_label_has_no_loss_and_no_gradient():

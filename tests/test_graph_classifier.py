@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from g2m import G2MError, Graphs, Student, graph_classifier, load
+from g2m.condense import condense
 from g2m.graph_classifier import GraphClassifier
 from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS
 from g2m.models import NORMS
@@ -359,6 +360,7 @@ def test_repr_can_be_pasted_back():
         ("gat", {"head": 4}, "backbone 'gat': unknown key 'head'.*Did you mean 'heads'"),
         ("gat", {"heads": 3}, "heads: expected a divisor of hidden_channels=64"),
         ("gat", {"attention_dropout": 1.5}, "attention_dropout: expected a number"),
+        ("gat", {"attention_dropout": 0.5}, "attention_dropout: expected 0 where equal trees .*share=False"),
         ("gin", {"pooling": "meen"}, "pooling: .*Did you mean 'mean'"),
         ("gin", {"norm": "bach"}, "norm: .*Did you mean 'batch'"),
         ("gin", {"precision": "float16"}, "precision: expected one of float32, float64"),
@@ -377,6 +379,19 @@ def test_repr_can_be_pasted_back():
 def test_wrong_options_are_refused_at_once(backbone, options, message):
     with pytest.raises(G2MError, match=message):
         GraphClassifier(backbone, **options)
+
+
+@pytest.mark.parametrize("wrong", ["small.safetensors", GRAPHS, []], ids=lambda v: type(v).__name__)
+def test_what_is_no_condensed_set_is_refused(wrong):
+    with pytest.raises(G2MError, match=rf"condensed: expected a CondensedSet \(got {type(wrong).__name__}\)"):
+        classifier().fit(GRAPHS, wrong)
+
+
+def test_arcs_are_dropped_node_by_node_or_not_at_all():
+    dropping = classifier("gat", attention_dropout=0.5, share=False, max_epochs=1)
+    dropping.fit(GRAPHS)
+    with pytest.raises(G2MError, match=r"attention_dropout: expected 0 .*A condensed set always is"):
+        dropping.fit(GRAPHS, condense(GRAPHS, budget="50%"))
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,11 @@ def test_what_is_kept_must_answer_as_the_record_says(small, monkeypatch, name):
         ("ogbg-molbace", {"method": "scord"}, r"method: expected one of full, .*Did you mean 'scored'\?"),
         ("ogbg-molbace", {"method": "size"}, "method: expected one of full"),
         ("ogbg-molbace", {"budget": "5%"}, r"budget: expected none for 'full', which keeps all graphs \(got '5%'\)"),
+        (
+            "ogbg-molbace",
+            {"method": "mirage, faithful", "teacher": "gin", "budget": "5%"},
+            "budget: expected none for 'mirage, faithful' here, min_support decides",
+        ),
         ("ogbg-molbace", {"method": "lossless", "budget": "5%"}, "budget: expected none for 'lossless'"),
         ("ogbg-molbace", {"teacher": "appnp"}, "backbones: expected one of"),
         ("ogbg-molbace", {"setting": "inductive"}, "setting: expected none for 'ogbg-molbace', a set of graphs"),

@@ -211,6 +211,17 @@ def _spread(vectors: csr_array) -> Iterator[int]:
 # -- graphs that are learned -------------------------------------------------------------------------------------------
 
 
+def check_doscond(
+    steps: int, batch_size: int, lr_edges: float, lr_nodes: float, sparsity: float, max_nodes: int
+) -> None:
+    """Refuse values of options that :func:`doscond` does not have."""
+    for name, value in {"steps": steps, "batch_size": batch_size, "max_nodes": max_nodes}.items():
+        check_whole(name, value)
+    for name, value in {"lr_edges": lr_edges, "lr_nodes": lr_nodes}.items():
+        check_range(name, value, 0, open_low=True)
+    check_range("sparsity", sparsity, 0)
+
+
 def doscond(
     graphs: Graphs,
     *,
@@ -255,11 +266,7 @@ def doscond(
         G2MError: as :func:`random_graphs`, and if a class has no graph of ``max_nodes`` nodes or fewer.
     """
     _check(budget, num_hops, seed)
-    for name, value in {"steps": steps, "batch_size": batch_size, "max_nodes": max_nodes}.items():
-        check_whole(name, value)
-    for name, value in {"lr_edges": lr_edges, "lr_nodes": lr_nodes}.items():
-        check_range(name, value, 0, open_low=True)
-    check_range("sparsity", sparsity, 0)
+    check_doscond(steps, batch_size, lr_edges, lr_nodes, sparsity, max_nodes)
     sizes = graphs.ptr.diff()
     if (smallest := max(int(sizes[ids].min()) for ids in _groups(graphs))) > max_nodes:
         raise G2MError(

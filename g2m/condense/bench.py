@@ -172,7 +172,7 @@ class CondenseCell:
         if twice := own.keys() & self.method_options:
             raise G2MError(f"-o: {method}.{min(twice)} is what the row {self.row!r} says. Leave it out.")
         if method in METHODS:
-            check_options(method, self.method_options)
+            check_options(method, own | self.method_options)
 
     @property
     def _method(self) -> tuple[str, Mapping[str, Any]]:

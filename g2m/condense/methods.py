@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
+from g2m.condense.baselines import check_doscond, doscond, herding, kcenter, random_graphs
 from g2m.condense.condensed import CondensedSet
-from g2m.condense.mirage import TreeTable, mirage
+from g2m.condense.mirage import TreeTable, check_mirage, mirage
 from g2m.condense.scored import scored
 from g2m.errors import G2MError, check_flag, check_keys, check_range, check_seed, check_whole, choose
 from g2m.graphs import Graphs
@@ -56,6 +56,7 @@ METHODS: dict[str, Callable[..., CondensedSet]] = {
     "kcenter": kcenter,
     "doscond": doscond,
 }
+_CHECKS: dict[str, Callable[..., None]] = {"mirage": check_mirage, "doscond": check_doscond}  # of values of options
 _OF_THE_RUN = ("graphs", "num_hops", "budget", "seed")  # arguments of all methods
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
 
@@ -88,12 +89,15 @@ def budget_bytes(budget: int | str, graphs: Graphs) -> int:
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse an unknown method, or what is none of its options."""
+    """Refuse an unknown method, what is none of its options, or a value that is none of an option's."""
     parameters = inspect.signature(METHODS[choose("method", method, METHODS)]).parameters
     check_keys(f"method {method!r}", options, [p for p in parameters if p not in _OF_THE_RUN])
     for name, value in options.items():
         if isinstance(parameters[name].default, bool):
             check_flag(name, value)
+    if method in _CHECKS:
+        check = _CHECKS[method]
+        check(**{name: options.get(name, parameters[name].default) for name in inspect.signature(check).parameters})
 
 
 def function_of(method: str, graphs: Graphs, options: Mapping[str, Any]) -> Callable[..., CondensedSet]:
@@ -159,4 +163,6 @@ def _plain(value: Any) -> Any:
     """Return numpy's numbers as Python's, which a header can hold."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(of) for of in value]
     return value.item() if isinstance(value, np.generic) else value

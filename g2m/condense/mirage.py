@@ -102,19 +102,13 @@ def mirage(
         G2MError: if neither or both of ``budget`` and ``min_support`` are given, no set of trees is frequent or fits,
             or several tasks are to be mined class by class.
     """
-    choose("shared", shared, SHARED)
-    choose("prior", prior, PRIORS)
-    check_whole("min_size", min_size)
-    if shared != "keep" and not faithful:
-        raise G2MError(
-            f"shared: expected 'keep' without faithful (got {shared!r}): ours holds a set once. Leave it out."
-        )
+    check_mirage(faithful, shared, prior, min_size)
     if (budget is None) == (min_support is None):
         raise G2MError(
             f"budget: expected either budget or min_support (got {budget!r}, {min_support!r}). Give one of the two."
         )
     table = TreeTable(graphs, num_hops, degrees)
-    if check_flag("faithful", faithful):
+    if faithful:
         made = _by_class(table, budget, min_support, shared, prior, min_size)
     else:
         made = _together(table, budget, min_support, prior, min_size)
@@ -131,6 +125,18 @@ def mirage(
             stacklevel=3,
         )
     return made
+
+
+def check_mirage(faithful: bool, shared: str, prior: str, min_size: int) -> None:
+    """Refuse values of options that :func:`mirage` does not have."""
+    check_flag("faithful", faithful)
+    choose("shared", shared, SHARED)
+    choose("prior", prior, PRIORS)
+    check_whole("min_size", min_size)
+    if shared != "keep" and not faithful:
+        raise G2MError(
+            f"shared: expected 'keep' without faithful (got {shared!r}): ours holds a set once. Leave it out."
+        )
 
 
 # -- the paper's -------------------------------------------------------------------------------------------------------

@@ -323,6 +323,8 @@ def test_a_line_is_compared_with_controls_of_its_networks_options(turned):
             {"rows": ["mirage, faithful"], "overrides": ("mirage.faithful=false",)},
             "what the row 'mirage, faithful' says",
         ),
+        ({"rows": ["mirage"], "overrides": ("mirage.shared=drop",)}, "shared: expected 'keep' without faithful"),
+        ({"rows": ["doscond"], "overrides": ("doscond.steps=0",)}, "steps: expected a whole number from 1"),
         ({"rows": ["mirage"], "budget": "nope"}, "budget: expected bytes"),
         ({"rows": ["full"], "hops": 0}, "hops: expected a whole number from 1"),
     ],

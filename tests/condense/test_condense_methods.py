@@ -318,6 +318,11 @@ def test_a_budget_too_small_for_anything_is_refused(method):
         made_by(method, budget=2)
 
 
+def test_numbers_of_numpy_in_a_list_can_be_saved(tmp_path):
+    made = made_by("mirage", budget=None, min_support=[np.int64(2)] * GRAPHS.num_classes, faithful=True)
+    assert CondensedSet.load(made.save(tmp_path / "s.safetensors")).meta["options"]["min_support"] == [2, 2]
+
+
 def test_where_no_budget_is_needed_none_is_asked_for():
     assert len(made_by("lossless", budget=None)) == 16
     made = made_by("mirage", budget=None, min_support=2)
