@@ -411,7 +411,8 @@ def _tree_arrays(trees: Trees) -> tuple[Arrays, dict[str, Any]]:
     if trees.edge_attr is not None:
         arrays |= _table("edge_attr", trees.edge_attr, notes)
     if trees.node_degree is not None:
-        arrays["node_degree"] = trees.node_degree.numpy()
+        notes["x_is_degree"] = trees.x.size(1) == 1 and torch.equal(trees.x[:, 0].long(), trees.node_degree)
+        arrays |= {} if notes["x_is_degree"] else {"node_degree": trees.node_degree.numpy()}
     arrays["key"] = trees.dag.levels[0].key
     for depth, level in enumerate(trees.dag.levels[1:], 1):
         parts = {"below": level.below, "children": np.diff(level.crow), "child": level.child}
@@ -441,4 +442,5 @@ def _trees_of(arrays: Arrays, notes: Mapping[str, Any]) -> Trees:
     times = arrays["times"].astype(np.float32)
     bags = csr_array((times, whole("item"), indptr), shape=(len(indptr) - 1, len(levels[-1])))
     degree = torch.from_numpy(whole("node_degree")) if "node_degree" in arrays else None
+    degree = x[:, 0].long() if notes.get("x_is_degree") else degree
     return Trees(dag, bags, x, edge_attr, degree)

@@ -115,7 +115,8 @@ class Method(nn.Module):
         return None
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``.
+        """Return the weighted parts of the loss, scalars by name; the one on labels is called ``label``, and none
+        ``loss``, ``epoch`` or ``val``, which an epoch's record has already.
 
         In a step on one half alone (``batch.only``) the loop takes ``label``, or all others: those read no label then.
         """

@@ -215,6 +215,7 @@ def test_trees_compute_the_same_from_a_file(x, edges, degrees, folder):
     graphs = random_graphs(x=x, edges=edges)
     made = labelled(bags(graphs, degrees=degrees))
     loaded = again(made, folder)
+    assert ("node_degree" in made.arrays) is (degrees and x != "none"), "where x is the degree it is stored once"
     for name in ("x", "edge_attr", "node_degree"):
         assert equal(getattr(loaded.content, name), getattr(made.content, name))
     for backbone in ("gin", "gcn") if degrees else ("gin", "gat"):

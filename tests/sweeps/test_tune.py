@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from g2m.bench import append_result
+from g2m.errors import G2MError
 
 SCRIPT = Path(__file__).parents[2] / "sweeps" / "tune.py"
 ROW = {"table": "Tuned on validation, scored on fresh seeds", "data": "cora-cpf", "method": "glnn"}
@@ -19,14 +20,16 @@ def begun(tmp_path, monkeypatch):
     spec.loader.exec_module(tune)
 
     def call(rows, *words):
-        def begin(experiment, *, seeds):
-            raise InterruptedError(experiment.teacher, seeds)
+        class Begun(tune.Sweep):
+            def run(self, *_, **__):
+                raise InterruptedError(self.experiment.teacher, self.seeds)
 
-        monkeypatch.setattr(tune, "Sweep", begin)
+        monkeypatch.setattr(tune, "Sweep", Begun)
         out = tmp_path / "tuned.jsonl"
         for row in rows:
             append_result(out, row)
         monkeypatch.setattr(sys, "argv", ["tune.py", "cora-cpf", "--methods", "glnn", "--out", str(out), *words])
+        monkeypatch.chdir(tmp_path)
         try:
             tune.main()
         except InterruptedError as error:
@@ -45,3 +48,8 @@ def test_what_was_tuned_before_is_known_by_all_that_was_asked(begun):
         assert begun([], *words) == ("sage", 2)
     assert begun([], "--seeds", "3") == ("sage", 3)
     assert begun([ROW | {"teacher": "gcn"}], "--teacher", "gcn") is None
+
+
+def test_wrong_names_are_refused_before_the_first_sweep(begun):
+    with pytest.raises(G2MError, match="Did you mean 'vqgraph'"):
+        begun([], "--methods", "glnn,vqgrpah")
