@@ -60,8 +60,8 @@ class TeacherOutputs:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [(name, getattr(self, name)) for name in ("node_id", "logits", *_OPTIONAL)]
-        given = [*given[:2], *(each for each in given[2:] if each[1] is not None)]
+        names = ["node_id", "logits", *(name for name in _OPTIONAL if getattr(self, name) is not None)]
+        given = [(name, getattr(self, name)) for name in names]
         for name, value in [*given, *(("transforms", weight) for weight in self.transforms or ())]:
             if not isinstance(value, Tensor):
                 raise G2MError(f"{name}: expected a tensor (got {type(value).__name__}). torch.as_tensor makes one.")
