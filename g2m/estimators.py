@@ -748,7 +748,11 @@ class Student(_Estimator):
         _check_outputs(method, graph, outputs)
         outputs = None if outputs is None else outputs.single()
         with seeded(self.seed, resolve_device(self.device)):
-            return method, method.search(self._build(graph.num_features, graph.num_classes), graph, outputs)
+            model = self._build(graph.num_features, graph.num_classes)
+            search = method.search(model, graph, outputs)
+            if search is None:  # what it would refuse to be built for, before positions cost anything
+                copy.deepcopy(method).build(model, outputs)
+            return method, search
 
     def _fit_best(
         self,

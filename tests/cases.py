@@ -341,6 +341,15 @@ def survives_no_edges(name: str, tmp_path: Path) -> None:
     fitted(name, graph)
 
 
+def takes_or_refuses_a_single_layer(name: str, tmp_path: Path) -> None:
+    refused = "num_layers: "
+    try:
+        fitted(name, blocks(), num_layers=1)
+    except G2MError as error:
+        refused = str(error)
+    assert refused.startswith("num_layers: ")
+
+
 def refuses_unknown_options(name: str, tmp_path: Path) -> None:
     for option in REGISTRY[name].options():
         with pytest.raises(G2MError, match=f"unknown key '{option}x'.*Did you mean '{option}'"):
@@ -458,6 +467,7 @@ CONTRACT: list[Callable[[str, Path], None]] = [
     survives_no_labelled_node,
     survives_one_class,
     survives_no_edges,
+    takes_or_refuses_a_single_layer,
     refuses_unknown_options,
     refuses_options_out_of_range,
     keeps_its_options,

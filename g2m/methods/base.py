@@ -77,7 +77,8 @@ class Method(nn.Module):
     def build(self, model: MLP, outputs: TeacherOutputs | None) -> None:
         """Make the parameters of the method's own whose shapes depend on the student or on the teacher's outputs.
 
-        Called once, before :meth:`prepare`, under the student's seed.
+        Called before :meth:`prepare`, under the student's seed; and, of a copy, before anything else is done, so that
+        what cannot be built is refused at once.
         """
 
     def positions(self, graph: Graph, outputs: TeacherOutputs | None) -> Tensor | None:

@@ -88,6 +88,7 @@ WRONG = {
         parts(label=lambda o, b: label_loss(o, b) / (len(b.y[b.labelled].unique()) - 1)),
     ),
     "survives_no_edges": (ZeroDivisionError, prepare(lambda g, o: o.log_soft_labels() * (1 / g.num_edges))),
+    "takes_or_refuses_a_single_layer": (AttributeError, parts(label=label_loss, soft=lambda o, b: o.hidden.sum())),
     "refuses_options_out_of_range": (Failed, {"__init__": lenient}),
     "keeps_its_options": (AttributeError, {"__init__": lenient}),
     "reads_what_it_declares": (

@@ -341,7 +341,8 @@ def test_fitting_again_without_positions_forgets_them():
     assert trained.predict(graph.x).shape == (36,)
 
 
-def test_a_hidden_state_is_needed():
+def test_a_hidden_state_is_needed_and_asked_for_before_anything_walks(monkeypatch):
+    monkeypatch.setattr("g2m.methods.nosmog.deepwalk", None)
     with pytest.raises(G2MError, match="num_layers: method 'nosmog' reads a hidden state"):
         student("nosmog", num_layers=1).fit(blocks(), outputs_of(blocks()))
 
