@@ -149,6 +149,8 @@ def cells(
     for teacher in teachers:
         choose("teachers", teacher, BACKBONES)
     check_whole("seeds", seeds)
+    for name in data:
+        find_card(name)
     found: dict[str, Cell] = {}
     choice = find_tuned if tuned else alike if common else find
     chosen = [choice(name, method, teacher) for name in data for teacher in teachers for method in methods]

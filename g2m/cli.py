@@ -59,7 +59,7 @@ Cache = Annotated[Path | None, typer.Option(help="Folder of trained teachers; de
 Tuned = Annotated[bool, typer.Option("--tuned", help="Options that a sweep of ours found, not the published ones.")]
 Options = Annotated[
     list[str] | None,
-    typer.Option("-o", help="key=value: an option of the student, or with teacher. or data. before it, of those."),
+    typer.Option("-o", help="key=value: an option of students; teacher.key=, data.key=, METHOD.key=: of those."),
 ]
 DataOptions = Annotated[list[str] | None, typer.Option("-o", help="data.key=value: an option of the data set.")]
 
@@ -385,6 +385,7 @@ def bench(
     workers: Annotated[int, typer.Option(help="Processes; threads are divided among them.")] = 1,
     stack: Annotated[int, typer.Option(help="Seeds whose students are trained at once, as one model.")] = 1,
     tuned: Tuned = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --out, as it does anyway.")] = False,
     options: Options = None,
     root: Root = None,
     cache: Cache = None,

@@ -307,7 +307,8 @@ def _complete(
 class Speed:
     """Milliseconds for one node's answer, beside the points above the teacher, over pairs.
 
-    ``ms`` and ``faster`` (than the teacher) are geometric means. A teacher is in the list by its backbone.
+    ``ms`` and ``faster`` (than the teacher) are geometric means. A teacher is in the list by its backbone. ``of`` is
+    how many pairs there are, with those that lack a time or a model.
     """
 
     setting: str
@@ -317,6 +318,7 @@ class Speed:
     ms: float
     faster: float
     over_teacher: float
+    of: int
 
 
 def speeds(rows: Iterable[Row], setting: str, part: str) -> list[Speed]:
@@ -325,6 +327,8 @@ def speeds(rows: Iterable[Row], setting: str, part: str) -> list[Speed]:
     Rows without ``ms`` in any ``run``, as older versions wrote them, are left out. What has no teacher is compared with
     the pair's.
     """
+    rows = list(rows)
+    every = len(pairs(rows, setting))
     rows = [row for row in rows if any("ms" in run for run in row["runs"].values())]
     complete, _ = _complete(rows, setting, part)
     teachers = [row for row in rows if row["setting"] == setting and row["method"] == TEACHER]
@@ -347,7 +351,7 @@ def speeds(rows: Iterable[Row], setting: str, part: str) -> list[Speed]:
     for model, values in found.items():
         ms, faster, gains = zip(*values, strict=True)
         means = statistics.geometric_mean(ms), statistics.geometric_mean(faster), statistics.fmean(gains)
-        made.append(Speed(setting, part, model, len(values), *means))
+        made.append(Speed(setting, part, model, len(values), *means, every))
     return sorted(made, key=lambda speed: speed.ms)
 
 

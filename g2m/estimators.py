@@ -43,7 +43,7 @@ from g2m.models import (
     sum_adjacency,
 )
 from g2m.outputs import TeacherOutputs
-from g2m.positions import neighbour_arcs, of_arcs, of_neighbours
+from g2m.positions import neighbour_arcs, of_arcs
 from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
 from g2m.train import History, check_options, fit, memory_of_the_gpu, resolve_device, seeded
@@ -916,12 +916,14 @@ class Student(_Estimator):
         with seeded(self.seed, device):
             x, position = observed.features, method.positions(observed, outputs)
             if position is not None:
-                rows = observed.num_nodes
-                if not isinstance(position, Tensor) or position.dim() != 2 or len(position) != rows:
-                    got = tuple(position.shape) if isinstance(position, Tensor) else type(position).__name__
-                    raise G2MError(f"method {method.name!r}: positions: expected a tensor [{rows}, P] (got {got}).")
-                own = position if method.reads_own else of_neighbours(position, observed.node_id, observed, own=False)
-                x = features(beside(observed.x, own))
+                ids, rows = observed.node_id, observed.num_nodes
+                kind = position.dtype if isinstance(position, Tensor) else type(position).__name__
+                shape = tuple(getattr(position, "shape", ()))
+                if not getattr(kind, "is_floating_point", False) or len(shape) != 2 or shape[0] != rows:
+                    got = f"{kind}, {shape}"
+                    raise G2MError(f"method {method.name!r}: positions: expected floats [{rows}, P] (got {got}).")
+                arcs = neighbour_arcs(observed, ids, own=method.reads_own)
+                x = features(beside(observed.x, of_arcs(position, ids, arcs, rows)))
             model = self._build(x.shape[1], graph.num_classes)
             method = copy.deepcopy(make_method(self.method, self.options))  # anew: its own weights follow the seed
             method.build(model, outputs)

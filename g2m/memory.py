@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from g2m.graph import Graph
 
 
-def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = None) -> dict[str, int]:
+def teacher_memory(teacher: Teacher, graph: Graph) -> dict[str, int]:
     """Return about how many bytes fitting a teacher takes, by what for; nothing is built.
 
     Counted are the graph, the adjacencies of training and validation, and the larger of three that come one after
@@ -33,9 +33,8 @@ def teacher_memory(teacher: Teacher, graph: Graph, *, partitions: int | None = N
     Args:
         teacher: not fitted yet.
         graph: what it is to be fitted on.
-        partitions: in place of the teacher's own; default ``None``.
     """
-    found, last = _estimate(teacher, graph, partitions)
+    found, last = _estimate(teacher, graph, None)
     most = max(last, key=last.get)
     return {**found, most: last[most]}
 

@@ -1,7 +1,7 @@
 """What a student reads of the graph beside the features: DeepWalk, which NOSMOG (Tian et al., ICLR 2023) gives its
 students, and the means of rows that neighbours have.
 
-A node that came later has no walks of its own: it takes the mean of its neighbours' rows (:func:`of_neighbours`).
+A node that came later has no walks of its own: it takes the mean of its neighbours' rows (:func:`of_arcs`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch_geometric.utils import coalesce, remove_self_loops
 
-from g2m.errors import G2MError, check_range, check_seed, check_whole
-from g2m.graph import Graph, check_edge_index
+from g2m.errors import check_range, check_seed, check_whole
+from g2m.graph import Graph
 
 # Walks and skip-gram are our own: torch_geometric's Node2Vec walks with pyg-lib or torch-cluster alone, neither of
 # which g2m may rely on, and gensim would be a dependency for these two functions.
@@ -36,41 +36,8 @@ class Arcs(NamedTuple):
 # -- walks -----------------------------------------------------------------------------------------------------
 
 
-def random_walks(
-    edge_index: Tensor, num_nodes: int, *, walk_length: int = 50, num_walks: int = 1, generator: Generator
-) -> Tensor:
-    """Walk at random from every node, each step to one of the neighbours, all as likely.
-
-    The walks of DeepWalk (Perozzi et al., KDD 2014). They follow arcs from source to target. Loops and repeated arcs
-    do not count; at a node without a way out a walk stays.
-
-    Args:
-        edge_index: ``[2, E]`` node ids, of int64 or int32.
-        num_nodes: N, from 1.
-        walk_length: nodes of a walk, its first included, from 1; default 50.
-        num_walks: walks from every node, from 1; default 1.
-        generator: what draws the steps, on CPU.
-
-    Returns:
-        Node ids ``[num_walks * N, walk_length]``; row ``r * N + i`` starts at node i.
-
-    Raises:
-        G2MError: on any of the above not holding.
-    """
-    check_whole("num_nodes", num_nodes)
-    check_whole("walk_length", walk_length)
-    check_whole("num_walks", num_walks)
-    if not isinstance(generator, Generator) or generator.device.type != "cpu":
-        raise G2MError(
-            f"generator: expected a torch.Generator on CPU (got {generator!r}). "
-            "Make one with torch.Generator().manual_seed(0)."
-        )
-    start = torch.arange(num_nodes).repeat(num_walks)
-    check_edge_index(edge_index, num_nodes, hint=" Give num_nodes above the largest id.")
-    return _walk(_arcs(edge_index.cpu().long(), num_nodes), start, walk_length, generator)
-
-
 def _arcs(edge_index: Tensor, num_nodes: int) -> Arcs:
+    """Return the arcs of int64 ``[2, E]`` as walks follow them, without loops and repeats."""
     edge_index, _ = remove_self_loops(edge_index)
     stuck = torch.ones(num_nodes, dtype=torch.bool)
     stuck[edge_index[0]] = False
@@ -86,6 +53,7 @@ def _leave(arcs: Arcs) -> Tensor:
 
 
 def _walk(arcs: Arcs, start: Tensor, walk_length: int, generator: Generator) -> Tensor:
+    """Return the nodes ``[W, walk_length]`` of walks from ``start``, a step to any neighbour as likely."""
     walks = start.new_empty(walk_length, len(start))
     walks[0] = node = start
     for step in range(1, walk_length):
@@ -260,44 +228,6 @@ def _ascend(table: Tensor, squares: Tensor, nodes: Tensor, gradient: Tensor, lr:
 # -- nodes that came later -------------------------------------------------------------------------------------
 
 
-def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = True) -> Tensor:
-    """Return a position for every node of a graph of which some nodes have one, as NOSMOG does for unseen nodes.
-
-    A known node keeps its row. Any other has the mean of the rows of its known neighbours, zero if there are none:
-    arcs from unknown nodes never count. Of a directed graph, neighbours are the sources of the arcs that arrive.
-
-    Args:
-        position: rows of the known nodes ``[M, P]``, of floating point.
-        known: their ids ``[M]``, of int64, ascending, as in ``graph.node_id``. Ids that are not there are left out.
-        graph: of N nodes.
-        own: whether a known node keeps its row (default), or has the mean of its neighbours' as any other.
-
-    Returns:
-        ``[N, P]``, of the type of ``position``; differentiable in it.
-
-    Raises:
-        G2MError: on any of the above not holding.
-    """
-    if not isinstance(position, Tensor) or not position.is_floating_point() or position.dim() != 2:
-        raise G2MError(
-            f"position: expected a floating-point tensor of shape [M, P] (got {_described(position)}). "
-            "Make one with deepwalk(graph.observed())."
-        )
-    if not isinstance(known, Tensor) or known.dtype != torch.int64 or known.shape != position.shape[:1]:
-        raise G2MError(
-            f"known: expected ids of int64, one per row of position, shape [{len(position)}] "
-            f"(got {_described(known)}). Give graph.observed().node_id."
-        )
-    fall = (known.diff() <= 0).nonzero()
-    if len(fall):
-        first = int(fall[0])
-        raise G2MError(
-            f"known: expected ascending ids (got {known[first : first + 2].tolist()} in places {first} and "
-            f"{first + 1}). Sort them, and the rows of position with them."
-        )
-    return of_arcs(position, known, neighbour_arcs(graph, known, own=own), graph.num_nodes)
-
-
 def neighbour_arcs(graph: Graph, known: Tensor, *, own: bool = True) -> Tensor:
     """Return the arcs ``[2, E]``, from ids to places in the graph, whose sources a node reads the mean of.
 
@@ -340,10 +270,3 @@ def arcs_to(edge_index: Tensor, start: int, stop: int) -> Tensor:
     first, last = torch.searchsorted(edge_index[1].contiguous(), edge_index.new_tensor([start, stop])).tolist()
     source, row = edge_index[:, first:last]
     return torch.stack([source, row - start])
-
-
-# -- checks ----------------------------------------------------------------------------------------------------
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -20,7 +20,7 @@ def comparison_sections(compared: Comparisons) -> list[Section]:
         *_difference_sections(compared.against, compared.differences),
         *_overall_sections(compared.against, compared.overall),
         _rank_section(compared.ranks),
-        _speed_section(compared.speeds),
+        _speed_section(compared.speeds, compared.differences),
         _cost_section(compared.costs, compared.total),
     ]
 
@@ -41,8 +41,11 @@ def _difference_sections(against: str | None, gains: Sequence[Difference]) -> li
         table = []
         for data, teacher, model in sorted(of_rows, key=lambda row: (row[0], row[1] or "")):
             of = of_rows[data, teacher, model]
-            shown = [word for other in others for word in (_gain(of.get(other)), _p(of.get(other)))]
-            table.append([data, (teacher or "–").upper(), model, str(max(d.seeds for d in of.values())), *shown])
+            shown, most = [], max(d.seeds for d in of.values())
+            for each in map(of.get, others):
+                few = f" (of {each.seeds})" if each and each.seeds < most else ""
+                shown += [_gain(each) + few, _p(each)]
+            table.append([data, (teacher or "–").upper(), model, str(most), *shown])
         if table:
             header = ["data", "teacher", "model", "seeds", *_over(others, "p")]
             found.append(Section(f"Differences: {', '.join(case)}", header, table))
@@ -68,11 +71,12 @@ def _overall_sections(against: str | None, totals: Sequence[Overall]) -> list[Se
                 of_rows.setdefault(each.model, {})[each.against] = each
         table = []
         for model, of in of_rows.items():
-            shown = []
+            shown, most = [], max(total.pairs for total in of.values())
             for total in map(of.get, others):
                 counts = f"{total.better} / {total.same} / {total.worse}" if total else "–"
-                shown += [_gain(total), counts, _p(total)]
-            table.append([model, str(max(total.pairs for total in of.values())), *shown])
+                few = f" (of {total.pairs})" if total and total.pairs < most else ""
+                shown += [_gain(total) + few, counts, _p(total)]
+            table.append([model, str(most), *shown])
         if table:
             header = ["model", "pairs", *_over(others, "+ / = / −", "p")]
             found.append(Section(f"Over all data sets: {', '.join(case)}", header, table))
@@ -87,6 +91,10 @@ def _overall_sections(against: str | None, totals: Sequence[Overall]) -> list[Se
 
 def _over(others: Iterable[str], *after: str) -> list[str]:
     return [word for other in others for word in (f"over {'its teacher' if other == TEACHER else other}", *after)]
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} of {of}" if count < of else str(count)
 
 
 def _gain(each: Difference | Overall | None) -> str:
@@ -127,14 +135,14 @@ def _rank_section(ranked: Sequence[Ranks]) -> Section:
     return Section(title, ["model", *(f"{each.setting}, {each.part}" for each in ranked)], table, notes, "ranks")
 
 
-def _speed_section(fast: Sequence[Speed]) -> Section:
+def _speed_section(fast: Sequence[Speed], gains: Sequence[Difference]) -> Section:
     title = "Quality against latency"
     if not fast:
         why = "No plot: no teacher and its students have `ms` in their records; older versions did not measure it."
         return Section(title, (), (), [why])
     header = ["setting", "part", "model", "pairs", "ms", "faster", "over teacher"]
     table = [
-        [s.setting, s.part, s.model, str(s.pairs), f"{s.ms:.4f}", f"{s.faster:.1f}×", f"{s.over_teacher:+.2f}"]
+        [s.setting, s.part, s.model, _share(s.pairs, s.of), f"{s.ms:.4f}", f"{s.faster:.1f}×", f"{s.over_teacher:+.2f}"]
         for s in fast
     ]
     note = (
@@ -142,7 +150,11 @@ def _speed_section(fast: Sequence[Speed]) -> Section:
         "teacher fetches the node's neighbourhood, a student is given its features. `faster`: times, than the teacher. "
         "`over teacher`: points, mean over pairs. The times were taken while other trainings ran: only ratios count."
     )
-    return Section(title, header, table, [note], "latency")
+    known, left = {(s.setting, s.part, s.model) for s in fast}, []
+    for case in dict.fromkeys((s.setting, s.part) for s in fast):
+        if missing := sorted({d.model for d in gains if (d.setting, d.part) == case and (*case, d.model) not in known}):
+            left.append(f"{case[0].capitalize()}, {case[1]}: left out, without a time in them, {', '.join(missing)}.")
+    return Section(title, header, table, [note, *left], "latency")
 
 
 def _cost_section(spent: Sequence[Cost], total: Mapping[str, tuple[int, float]]) -> Section:

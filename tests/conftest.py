@@ -52,6 +52,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own for what is kept between runs."""
+    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def call(monkeypatch, capsys):
     """Run a command in this process, as its script does; return exit code, standard output and error."""
 

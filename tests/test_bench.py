@@ -17,6 +17,8 @@ from g2m.methods import REGISTRY
 from g2m.methods.mlp import PlainMLP
 from g2m.outputs import TeacherOutputs
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 QUICK = ("data.num_nodes=300", "hidden_channels=8", "max_epochs=3", "teacher.max_epochs=3", "teacher.hidden_channels=8")
 
 
@@ -29,12 +31,6 @@ def timeless(record):
     if isinstance(record, dict):
         return {key: timeless(value) for key, value in record.items() if key not in ("seconds", "ms")}
     return record
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

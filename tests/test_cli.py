@@ -820,7 +820,7 @@ def test_a_killed_bench_goes_on(call, start, place, options):
     before = b"".join((place / "killed.jsonl").read_bytes().splitlines(keepends=True)[: len(finished)])
     with (place / "killed.jsonl").open("a") as file:
         file.write('{"key": "ab')  # as a kill in the middle of a write leaves it
-    code, out, _ = call(*words, "killed.jsonl", "--json")
+    code, out, _ = call(*words, "killed.jsonl", "--json", "--resume")  # a word for what it does anyway
     assert code == 0
     call(*words, "whole.jsonl", "--cache", "other", "--workers", 1)
     expected = by_key(read_results("whole.jsonl"))

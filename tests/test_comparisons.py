@@ -336,7 +336,9 @@ def test_speeds_by_hand():
     assert found["mlp"].ms == pytest.approx(0.1)
     assert [found[m].faster for m in found] == pytest.approx([30, 15, 1])
     assert [found[m].over_teacher for m in found] == pytest.approx([-10, -1, 0])
-    assert {speed.pairs for speed in found.values()} == {2}
+    assert {(speed.pairs, speed.of) for speed in found.values()} == {(2, 2)}
+    untimed = [*records, record("computers-cpf", score=0.9)]
+    assert {(speed.pairs, speed.of) for speed in speeds(grouped(untimed), *TEST)} == {(2, 3)}
 
 
 def test_the_unit_of_time_does_not_change_how_much_faster_a_model_is():

@@ -21,7 +21,7 @@ import g2m
 from g2m import positions
 from g2m.errors import G2MError
 from g2m.graph import Graph
-from g2m.positions import arcs_to, deepwalk, neighbour_arcs, of_arcs, of_neighbours, random_walks
+from g2m.positions import arcs_to, deepwalk, neighbour_arcs, of_arcs
 
 quick = settings(max_examples=40)
 
@@ -32,6 +32,18 @@ def seeded(seed: int = 0) -> Generator:
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def random_walks(
+    edge_index: Tensor, num_nodes: int, *, walk_length: int = 50, num_walks: int = 1, generator: Generator
+) -> Tensor:
+    """Walks from every node, so many times: row ``r * N + i`` starts at node i."""
+    start = torch.arange(num_nodes).repeat(num_walks)
+    return positions._walk(positions._arcs(edge_index, num_nodes), start, walk_length, generator)
+
+
+def of_neighbours(position: Tensor, known: Tensor, graph: Graph, *, own: bool = True) -> Tensor:
+    return of_arcs(position, known, neighbour_arcs(graph, known, own=own), graph.num_nodes)
 
 
 def graph_of(num_nodes: int, edges: list, *, directed: bool = False) -> Graph:
@@ -424,9 +436,6 @@ def test_arcs_may_be_taken_some_rows_at_a_time(arcs, sizes, seed):
 # -- checks ------------------------------------------------------------------------------------------------------
 
 
-ARCS = torch.tensor([[0, 1, 2], [1, 2, 0]])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -444,44 +453,3 @@ ARCS = torch.tensor([[0, 1, 2], [1, 2, 0]])
 def test_options_of_deepwalk_are_checked(options, message):
     with pytest.raises(G2MError, match=message):
         deepwalk(graph_of(3, [(0, 1)]), **options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"edge_index": ARCS.T[:2].T.float()}, "edge_index: expected a tensor of int64.*got torch.float32"),
-        ({"edge_index": ARCS.numpy()}, "edge_index: .*got ndarray"),
-        ({"edge_index": ARCS.T}, r"edge_index: expected shape \[2, E\] \(got \(3, 2\)\)"),
-        ({"edge_index": ARCS - 1}, r"edge_index: expected node ids in \[0, 2\] \(got \[-1, 0\] in column 0\)"),
-        ({"num_nodes": 2}, r"edge_index: expected node ids in \[0, 1\] \(got \[1, 2\] in column 1\)"),
-        ({"num_nodes": 0}, "num_nodes: expected a whole number from 1"),
-        ({"walk_length": 0}, "walk_length: expected a whole number from 1"),
-        ({"num_walks": -1}, "num_walks"),
-        ({"generator": 0}, r"generator: expected a torch.Generator on CPU \(got 0\)"),
-    ],
-)
-def test_arguments_of_walks_are_checked(arguments, message):
-    with pytest.raises(G2MError, match=message):
-        random_walks(**({"edge_index": ARCS, "num_nodes": 3, "generator": seeded()} | arguments))
-
-
-@pytest.mark.parametrize(
-    ("position", "known", "message"),
-    [
-        (torch.ones(2), torch.arange(2), r"position: .*shape \[M, P\] \(got torch.float32 \(2,\)\)"),
-        (torch.ones(2, 1).long(), torch.arange(2), "position: .*got torch.int64"),
-        (np.ones((2, 1)), torch.arange(2), "position: .*got ndarray"),
-        (torch.ones(2, 1), torch.arange(3), r"known: .*shape \[2\] \(got torch.int64 \(3,\)\)"),
-        (torch.ones(2, 1), torch.ones(2), "known: .*got torch.float32"),
-        (torch.ones(2, 1), [0, 1], "known: .*got list"),
-        (
-            torch.ones(3, 1),
-            torch.tensor([0, 2, 1]),
-            r"known: expected ascending ids \(got \[2, 1\] in places 1 and 2\)",
-        ),
-        (torch.ones(2, 1), torch.tensor([1, 1]), r"known: .*got \[1, 1\]"),
-    ],
-)
-def test_arguments_of_means_are_checked(position, known, message):
-    with pytest.raises(G2MError, match=message):
-        of_neighbours(position, known, graph_of(3, [(0, 1)]))

@@ -126,6 +126,26 @@ def test_all_parts_are_there(files):
     assert files["index.html"].count("aria-label") == 2
 
 
+def test_a_mean_of_fewer_than_its_row_says_of_how_many():
+    """Of hidden and glnn one has a pair, and one a seed, that the other lacks; one pair has no times."""
+    gone = {("photo-cpf", "glnn", seed) for seed in range(5)} | {("cora-cpf", "glnn", 4)}
+    records = [line for line in results() if (line["data"], line["method"], line["seed"]) not in gone]
+    for line in records:
+        for run in ("run", "teacher_run") if line["data"] == "cora-cpf" else ():
+            line.get(run, {}).pop("ms", None)
+    records.append(record("citeseer-cpf", "krd"))
+    found = {section.title: section for section in comparison_sections(compare(grouped(records)))}
+    overall = {line[0]: line for line in found["Over all data sets: transductive, test"].rows}
+    assert overall["hidden"][1:3] == ["3", "+2.00 (of 2)"]
+    assert overall["glnn"][1] == "2"
+    of_cora = {line[2]: line for line in found["Differences: transductive, test"].rows if line[0] == "cora-cpf"}
+    assert of_cora["hidden"][3] == "5"
+    assert of_cora["hidden"][4].endswith("(of 4)")
+    speeds = found["Quality against latency"]
+    assert {line[3] for line in speeds.rows} == {"1 of 3"}
+    assert speeds.notes[1] == "Transductive, test: left out, without a time in them, krd."
+
+
 def test_differences_are_shown_with_their_star(files):
     (table,) = (t for s, t in zip(*_shown(files), strict=True) if s == "Differences: transductive, test")
     assert table[0] == ["data", "teacher", "model", "seeds", "over glnn", "p", "over its teacher", "p"]

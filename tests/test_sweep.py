@@ -37,18 +37,14 @@ from g2m.sweep_report import best_rows, draw
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 QUICK = {"hidden_channels": 8, "max_epochs": 4}
 SPACE = {"lr": {"low": 1e-3, "high": 0.3, "log": True}, "dropout": {"low": 0.0, "high": 0.8, "step": 0.1}}
 MLP = Experiment("sbm", "mlp", None, {"num_nodes": 300}, {}, QUICK, space=SPACE)
 GLNN = Experiment("sbm", "glnn", "sage", {"num_nodes": 300}, QUICK, QUICK, space=SPACE)
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def height(lr, dropout, seed=0):

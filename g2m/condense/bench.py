@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from g2m import metrics
+from g2m.comparisons import paired
 from g2m.condense.condensed import Bytes, CondensedSet
 from g2m.condense.methods import METHODS, check_budget, check_options, condense, everything
 from g2m.condense.scored import CountModel
@@ -452,10 +453,11 @@ def _table(records: Sequence[Mapping[str, Any]], gains: dict) -> tuple[list[str]
                 found = groups.get((row, differing, backbone), [])
                 for control, of in _controls(found, groups) if found else ():
                     mine, theirs = ({r["seed"]: r["scores"]["test"] for r in some} for some in (found, of))
-                    if common := mine.keys() & theirs.keys():
-                        gain = statistics.fmean(mine[seed] - theirs[seed] for seed in common)
+                    if mine.keys() & theirs.keys():
+                        _, gain, error, _ = paired(mine, theirs)
                         gains.setdefault(line[0], {}).setdefault(control, []).append(gain)
-                        below[control] = below.get(control, 0) + (not above(mine, theirs))
+                        beaten = error is not None and gain > 2 * error  # one seed shows nothing
+                        below[control] = below.get(control, 0) + (not beaten)
         flags = [f"{control} ({n})" if n < len(backbones) else control for control, n in below.items() if n]
         rows.append([*line, ", ".join(flags) or "–"])
     if published:
@@ -508,12 +510,3 @@ def _network(record: Mapping[str, Any], control: str) -> dict[str, Any]:
     of_set = record["method_options"] if control == "shuffled" else {}
     untrained = control == "untrained"
     return {k: v for k, v in record["options"].items() if not (untrained and k in SET_OPTIONS)} | {"": of_set}
-
-
-def above(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
-    """Return whether ours are above theirs by more than two standard errors of the mean difference, seed by seed.
-
-    A single seed shows nothing.
-    """
-    gains = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-    return len(gains) > 1 and statistics.fmean(gains) > 2 * statistics.stdev(gains) / len(gains) ** 0.5

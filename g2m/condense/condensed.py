@@ -29,12 +29,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Bytes:
-    """Size of a set: ``raw`` of its arrays as :func:`pack` stores them, and how many numbers are in ``cells``."""
+    """Size of a set: ``raw`` of its arrays as :func:`pack` stores them."""
 
     def __init__(self, arrays: Iterable[np.ndarray]) -> None:
         self._arrays = list(arrays)
         self.raw = sum(array.nbytes for array in self._arrays)
-        self.cells = sum(array.size for array in self._arrays)
 
     @cached_property
     def compressed(self) -> int:

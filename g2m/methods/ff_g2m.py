@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from g2m.batches import Batch
 from g2m.errors import G2MError, check_range, choose
@@ -18,7 +20,8 @@ from g2m.outputs import TeacherOutputs
 if TYPE_CHECKING:
     import optuna
 
-SPACES = ("centred", "raw")
+#: What HFD takes of logits.
+SPACES = {"centred": centred, "logprob": partial(F.log_softmax, dim=-1), "raw": lambda logits: logits}
 
 
 class FFG2M(Method):
@@ -39,7 +42,7 @@ class FFG2M(Method):
         low, high, soft: weights of LFD, HFD and KD, from 0; default 1, 1, 0. ``high=0`` is LFD alone, ``low=0`` HFD
             alone, ``low=0, high=0, soft=1`` GLNN. With ``high=0`` and ``tau1=1`` the graph's edges are not used.
         hfd_space: ``"centred"`` (default): logits less their mean, for HFD would see the constant that softmax does
-            not; ``"raw"``: logits as they are, as published.
+            not; ``"logprob"``: log-probabilities, which do not either; ``"raw"``: logits as they are, as published.
 
     The teacher's ``low_target`` is read where LFD is at ``tau1=1`` alone; otherwise its logits will do.
     """
@@ -86,7 +89,7 @@ class FFG2M(Method):
             mean = times.mean()  # (E + N) / N
             targets["low_target"], targets["low_offset"] = low / mean, times / mean * (p * log_p).sum(1)
         if self.high:
-            targets["logits"] = self._logits(outputs.logits)
+            targets["logits"] = SPACES[self.hfd_space](outputs.logits)
         return targets
 
     def edges(self, graph: Graph) -> Tensor | None:
@@ -101,16 +104,13 @@ class FFG2M(Method):
             )
             parts["low"] = (1 - self.lam) * self.low * low
         if self.high and batch.only != "label":  # a step on labels alone has no edges
-            high = high_frequency_loss(self._logits(logits), targets["logits"], batch.edge_index, self.tau2)
+            high = high_frequency_loss(SPACES[self.hfd_space](logits), targets["logits"], batch.edge_index, self.tau2)
             scale = batch.edge_scale * batch.edge_index.size(1)
             parts["high"] = (1 - self.lam) * self.high * scale * high
         if self.soft:
             soft = soft_label_loss(logits[:size], targets["log_soft_labels"][:size], self.tau1)
             parts["soft"] = (1 - self.lam) * self.soft * soft
         return {"label": self.lam * label_loss(output, batch), **parts}
-
-    def _logits(self, logits: Tensor) -> Tensor:
-        return centred(logits) if self.hfd_space == "centred" else logits
 
     @classmethod
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:

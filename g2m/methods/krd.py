@@ -47,7 +47,7 @@ class KRD(Method):
         lam: λ, weight of the true labels in [0, 1]; default 0 (published: 0 to 0.5, by data set).
         tau: temperature of both sides, above 0; default 1 (published: 0.8 to 1.2).
         momentum: of α, in [0, 1]; default 0.99, as published.
-        warmup: epochs before neighbours are chosen, from 0; default 50, as published.
+        warmup: epochs before neighbours are chosen, from 0; default 50, as published (51 for GCN teachers).
         separate_means: the mean over nodes themselves plus that over their neighbours, as in the paper, rather than one
             mean over S, as in its code; default False.
     """

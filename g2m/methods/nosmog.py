@@ -13,7 +13,8 @@ from g2m.batches import Batch, random_rows
 from g2m.errors import check_flag, check_range, check_whole, choose
 from g2m.graph import Graph
 from g2m.losses import similarity_loss, soft_label_loss
-from g2m.methods.base import Method, hidden_width, label_loss
+from g2m.methods.base import hidden_width
+from g2m.methods.glnn import GLNN
 from g2m.models import MLP, Output, statistics_as_they_are
 from g2m.outputs import TeacherOutputs
 from g2m.positions import deepwalk
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 POSITIONS = ("deepwalk", "none")
 
 
-class NOSMOG(Method):
+class NOSMOG(GLNN):
     """Noise-robust structure-aware distillation (Tian et al., "Learning MLPs on Graphs: A Unified View of
     Effectiveness, Robustness, and Efficiency", ICLR 2023).
 
@@ -37,10 +38,14 @@ class NOSMOG(Method):
       difference of the cosines of ReLU(Wh') and of h, hidden states of the two.
     - ADV: the soft-label loss at features moved by up to ε where it hurts most, by projected gradient ascent.
 
+    What is not as published, whatever the options: hidden states of RSD are those after the ReLU, and the student's map
+    has no dropout after it; the published ones are before it where the teacher is SAGE, and in the student.
+
     Args:
         lam: λ, weight of the true labels in [0, 1]; default 0, as released.
         tau: temperature of the soft labels, above 0; default 1.
-        mu: μ, from 0; default 0.1 (published: 1e-9 to 0.9, of similarities that are not normalised).
+        mu: μ, from 0; default 0.1 (published: 1e-9 to 0.9, of inner products, see
+            ``sweeps/nosmog``).
         normalise: similarities are cosines (default True), or, as published, inner products, whose size follows the
             width.
         eta: η, from 0; default 0.1, as released.
@@ -77,9 +82,7 @@ class NOSMOG(Method):
         position_epochs: int = 1,
         standardise: bool = True,
     ) -> None:
-        super().__init__()
-        self.lam = check_range("lam", lam, 0, 1)
-        self.tau = check_range("tau", tau, 0, open_low=True)
+        super().__init__(lam=lam, tau=tau)
         self.mu, self.eta = check_range("mu", mu, 0), check_range("eta", eta, 0)
         self.epsilon = check_range("epsilon", epsilon, 0)
         self.normalise, self.ascents = check_flag("normalise", normalise), check_whole("ascents", ascents)
@@ -113,14 +116,10 @@ class NOSMOG(Method):
         self._student = (model,)  # in a tuple: not a part of this module
 
     def prepare(self, graph: Graph, outputs: TeacherOutputs) -> Mapping[str, Tensor]:
-        return {"log_soft_labels": outputs.log_soft_labels(self.tau), "hidden": outputs.hidden}
+        return {**super().prepare(graph, outputs), "hidden": outputs.hidden}
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        log_p = batch.targets["log_soft_labels"]
-        parts = {
-            "label": self.lam * label_loss(output, batch),
-            "soft": (1 - self.lam) * soft_label_loss(output.logits, log_p, self.tau),
-        }
+        parts = dict(super().loss(output, batch))
         if self.mu:
             student = F.relu(self.projection(output.hidden))
             parts["similarity"] = self.mu * similarity_loss(student, batch.targets["hidden"], normalise=self.normalise)

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from g2m.batches import Batch
 from g2m.errors import check_flag, check_range, check_whole
 from g2m.graph import Graph
-from g2m.losses import soft_label_loss
-from g2m.methods.base import Method, label_loss
-from g2m.models import Output, sum_adjacency
+from g2m.methods.glnn import GLNN
+from g2m.models import sum_adjacency
 from g2m.outputs import TeacherOutputs
 
 if TYPE_CHECKING:
     import optuna
 
 
-class Propagated(Method):
+class Propagated(GLNN):
     """Diffused soft labels: g2m's own, after label propagation (Zhou et al., NIPS 2003) and APPNP (ICLR 2019).
 
     L = λ · mean CE(y, q) + (1 − λ) · mean KL(r ‖ q), r the teacher's probabilities after ``propagations`` steps of
@@ -42,7 +40,6 @@ class Propagated(Method):
 
     name = "propagated"
     paper = "g2m"
-    needs = frozenset({"logits"})
     takes_edges = True
 
     def __init__(
@@ -55,9 +52,7 @@ class Propagated(Method):
         clamp: bool = True,
         compatibility: bool = False,
     ) -> None:
-        super().__init__()
-        self.lam = check_range("lam", lam, 0, 1)
-        self.tau = check_range("tau", tau, 0, open_low=True)
+        super().__init__(lam=lam, tau=tau)
         self.alpha = check_range("alpha", alpha, 0, 1)
         self.propagations = check_whole("propagations", propagations, 0)
         self.clamp = check_flag("clamp", clamp)
@@ -84,10 +79,6 @@ class Propagated(Method):
             if self.clamp:
                 r[train] = p[train]
         return r / r.sum(1, keepdim=True)
-
-    def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        soft = soft_label_loss(output.logits, batch.targets["log_soft_labels"], self.tau)
-        return {"label": self.lam * label_loss(output, batch), "soft": (1 - self.lam) * soft}
 
     @classmethod
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from g2m.batches import Batch
 from g2m.codebook import usage
 from g2m.errors import G2MError, check_range
 from g2m.graph import Graph
-from g2m.losses import code_assignment_loss, soft_label_loss
-from g2m.methods.base import Method, hidden_width, label_loss
+from g2m.losses import code_assignment_loss
+from g2m.methods.base import hidden_width
+from g2m.methods.glnn import GLNN
 from g2m.models import MLP, Output
 from g2m.outputs import TeacherOutputs
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 
-class VQGraph(Method):
+class VQGraph(GLNN):
     """Soft labels and soft code assignments (Yang et al., "VQGraph: Rethinking Graph Representation Space for Bridging
     GNNs and MLPs", ICLR 2024), from a teacher with a tokenizer.
 
@@ -45,9 +46,7 @@ class VQGraph(Method):
     codebook: Tensor
 
     def __init__(self, *, lam: float = 0.0, tau: float = 1.0, code_weight: float = 1.0, code_tau: float = 0.05) -> None:
-        super().__init__()
-        self.lam = check_range("lam", lam, 0, 1)
-        self.tau = check_range("tau", tau, 0, open_low=True)
+        super().__init__(lam=lam, tau=tau)
         self.code_weight = check_range("code_weight", code_weight, 0)
         self.code_tau = check_range("code_tau", code_tau, 0, open_low=True)
 
@@ -77,13 +76,12 @@ class VQGraph(Method):
                 "next to nothing. Lower it.",
                 stacklevel=2,
             )
-        targets = {"log_soft_labels": outputs.log_soft_labels(self.tau), "code_input": outputs.code_input}
+        targets = {**super().prepare(graph, outputs), "code_input": outputs.code_input}
         if len(self.codebook) > 1:
             targets["codes"] = codes
         return targets
 
     def loss(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
-        soft = soft_label_loss(output.logits, batch.targets["log_soft_labels"], self.tau)
         code = code_assignment_loss(
             self.projection(output.hidden),
             batch.targets["code_input"],
@@ -92,11 +90,7 @@ class VQGraph(Method):
             self.metric,
             batch.targets.get("codes"),
         )
-        return {
-            "label": self.lam * label_loss(output, batch),
-            "soft": (1 - self.lam) * soft,
-            "code": self.code_weight * code,
-        }
+        return {**super().loss(output, batch), "code": self.code_weight * code}
 
     @classmethod
     def space(cls, trial: optuna.Trial) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 import json
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -10,16 +9,12 @@ import g2m
 from g2m import G2MError
 from g2m.bench import read_results, run
 from g2m.condense import bench
-from g2m.condense.bench import CONTROLS, ROWS, SETS, above, cells, tables
+from g2m.condense.bench import CONTROLS, ROWS, SETS, cells, tables
 from g2m.report import markdown
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 QUICK = ("max_epochs=3", "hidden_channels=8")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def grid(rows, **options):
@@ -173,15 +168,6 @@ def test_test_labels_reach_no_choice(monkeypatch):
     for cell, expected in zip(grid(rows), turned, strict=True):
         assert cell.run()["scores"] == pytest.approx(expected)
     bench._loaded.cache_clear()
-
-
-def test_above_is_by_two_standard_errors_seed_by_seed():
-    base = {seed: 0.1 * seed for seed in range(5)}
-    assert above({seed: value + 0.01 for seed, value in base.items()}, base)
-    assert not above(base, base)
-    noisy = dict(enumerate([0.3, -0.2, 0.25, -0.1, 0.05]))
-    gains = np.array(list(noisy.values()))
-    assert above(noisy, dict.fromkeys(noisy, 0.0)) == (gains.mean() > 2 * gains.std(ddof=1) / 5**0.5)
 
 
 def test_what_is_named_twice_runs_once_and_nothing_is_trained_at_once(tmp_path):

@@ -20,15 +20,11 @@ from g2m.sweep_report import best_rows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 QUICK = {"max_epochs": 4, "hidden_channels": 8}
 SPACE = {"lr": {"low": 1e-3, "high": 0.3, "log": True}, "norm": ["none", "batch"]}
 ATLAS = CondenseExperiment("atlas", "scored", budget="20%", options=QUICK, space=SPACE)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("G2M_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def journal(study):

@@ -294,7 +294,6 @@ def test_the_account_is_the_sum_of_what_is_stored(x, edges):
     for content in (graphs, bags(graphs)):
         made = labelled(content)
         assert made.nbytes().raw == sum(array.nbytes for array in made.arrays.values())
-        assert made.nbytes().cells == sum(array.size for array in made.arrays.values())
         assert 0 < made.nbytes().compressed < made.nbytes().raw + 100
         assert all(array.size for array in made.arrays.values())
 
@@ -321,7 +320,7 @@ def test_an_account_by_hand():
         "edge_key": [0, 1, 0, 0],
         "weight": [1],
     }  # y is 0, 1: a range
-    assert (made.nbytes().raw, made.nbytes().cells) == (26, 26)
+    assert made.nbytes().raw == 26
     one_way = CondensedSet(replace(graphs, edge_index=arcs, edge_attr=None), graphs.y, torch.ones(2))
     assert one_way.nbytes().raw == 26 - 2 - 4  # no attributes and keys of arcs
 

@@ -213,7 +213,7 @@ def test_download_uses_the_loader_of_pyg(masked, tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("name", ["cora-cpf", "minesweeper"])
+@pytest.mark.parametrize("name", ["cora-cpf", "minesweeper", "mutag", "ogbg-molbace", "ogbn-arxiv"])
 def test_a_failed_download_says_what_to_do_and_leaves_no_file(name, tmp_path, monkeypatch):
     def offline(*arguments, **options):
         raise OSError("no route to host")

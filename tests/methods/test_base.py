@@ -64,8 +64,9 @@ def test_a_method_that_does_not_say_what_it_is_is_refused(body, message):
         ({"prepare": lambda self, graph, outputs: {"p": 3}}, r"prepare: expected tensors .*got int for 'p'"),
         (
             {"positions": lambda self, graph, outputs: graph.x[:5]},
-            r"positions: expected a tensor \[\d+, P\] \(got \(5, ",
+            r"positions: expected floats \[\d+, P\] \(got torch.float32, \(5, ",
         ),
+        ({"positions": lambda self, graph, outputs: graph.x.long()}, r"positions: .*got torch.int64, "),
         ({"positions": lambda self, graph, outputs: graph.x.numpy()}, r"positions: .*got ndarray"),
         ({"loss": lambda self, output, batch: label_loss(output, batch)}, "loss: expected a dict of scalar tensors"),
         ({"loss": lambda self, output, batch: {"label": output.logits}}, "loss: expected a dict of scalar tensors"),
@@ -94,6 +95,37 @@ def test_by_name_class_or_instance(given):
 def test_an_instance_is_taken_as_it_is():
     method = GLNN(lam=0.3)
     assert make_method(method, {}) is method
+
+
+#: Values just outside an option's range, in every method that has it; the contract tries those far outside.
+OUTSIDE = {
+    "lam": [-0.1, 1.1],
+    "tau": [0],
+    "alpha": [-0.1, 1.1],
+    "momentum": [-0.1, 1.1],
+    "code_tau": [0],
+    "warmup": [-1, 1.5],
+    "propagations": [-1, 1.5],
+    "hops": [0, 1.5],
+    "channels": [0],
+    "ascents": [0],
+    "adversarial_nodes": [0, "some", 1.5],
+    "position_channels": [0],
+    "walk_length": [1],
+    "num_walks": [0],
+    "window": [0],
+    "position_epochs": [0],
+}
+
+
+@pytest.mark.parametrize("option", OUTSIDE)
+def test_ranges_end_where_they_are_said_to(option):
+    having = [name for name, cls in REGISTRY.items() if option in cls.options()]
+    assert having
+    for name in having:
+        for value in OUTSIDE[option]:
+            with pytest.raises(G2MError, match=f"^{option}"):
+                make_method(name, {option: value})
 
 
 @pytest.mark.parametrize("given", [None, 3, dict, nn.Linear(1, 1)])

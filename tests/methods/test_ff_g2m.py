@@ -24,7 +24,7 @@ def plain(graph, outputs, logits, *, lam, tau1, tau2, low=1.0, high=1.0, soft=0.
     t = outputs.logits.double()
     log_p, log_q = (t / tau1).log_softmax(1), (logits / tau1).log_softmax(1)
     kl_low = (log_p[j].exp() * (log_p[j] - log_q[i])).sum(1).mean()
-    space = centred if hfd_space == "centred" else lambda z: z
+    space = {"centred": centred, "raw": lambda z: z, "logprob": lambda z: z.log_softmax(1)}[hfd_space]
     log_u, log_v = ((space(z)[source] - space(z)[target]).abs().div(tau2).log_softmax(1) for z in (t, logits))
     kl_high = (log_u.exp() * (log_u - log_v)).sum(1).mean()
     train = graph.part("train")
@@ -39,6 +39,7 @@ OPTIONS = [
     {"lam": 0.1, "tau1": 1.0, "tau2": 1.5},
     {"lam": 0.4, "tau1": 2.0, "tau2": 0.7},
     {"lam": 0.0, "tau1": 1.0, "tau2": 1.0, "hfd_space": "raw"},
+    {"lam": 0.0, "tau1": 1.0, "tau2": 1.2, "hfd_space": "logprob"},
     {"lam": 0.3, "tau1": 1.0, "tau2": 1.2, "high": 0.0},
     {"lam": 0.3, "tau1": 1.0, "tau2": 1.2, "low": 0.0},
     {"lam": 0.3, "tau1": 1.5, "tau2": 1.2, "low": 0.5, "high": 2.0, "soft": 0.25},
@@ -106,15 +107,16 @@ def test_a_directed_graph_has_every_arc_in_the_high_part_and_the_exact_gradient_
 # -- raw and centred logits ----------------------------------------------------------------------------------------
 
 
-def test_centred_space_does_not_see_the_constant_of_a_node_and_raw_does():
+def test_centred_spaces_do_not_see_the_constant_of_a_node_and_raw_does():
     graph = blocks()
     outputs = outputs_of(graph)
     shifted = replace(outputs, logits=outputs.logits + 3 * torch.randn(36, 1, generator=Generator().manual_seed(0)))
     results = {}
-    for space, given in itertools.product(("centred", "raw"), (outputs, shifted)):
+    for space, given in itertools.product(("centred", "logprob", "raw"), (outputs, shifted)):
         method = make_method("ff_g2m", {"hfd_space": space})
         results.setdefault(space, []).append(method.prepare(graph, given)["logits"])
-    torch.testing.assert_close(*results["centred"], rtol=1e-4, atol=1e-5)
+    for space in ("centred", "logprob"):
+        torch.testing.assert_close(*results[space], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(*results["raw"], atol=0.1)
 
 

@@ -46,12 +46,3 @@ def test_student_comes_to_its_teacher():
     trained = student("glnn", hidden_channels=64, max_epochs=300, patience=300, weight_decay=0.0).fit(graph, outputs)
     losses = [record["soft"] for record in trained.history_.epochs]
     assert losses[-1] < 0.01 * losses[0]
-
-
-@pytest.mark.parametrize(("option", "values"), [("lam", [-0.1, 1.1]), ("tau", [0, -1])])
-def test_ranges(option, values):
-    from g2m.errors import G2MError
-
-    for value in values:
-        with pytest.raises(G2MError, match=option):
-            student("glnn", **{option: value})

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from g2m import storage
 from g2m.errors import G2MError
 from g2m.estimators import Teacher
-from g2m.methods import make_method
 from g2m.models import Output
 
 
@@ -94,10 +93,3 @@ def test_layers_are_needed_on_both_sides():
     with pytest.raises(G2MError, match="'hidden' needs hidden"):
         student("hidden").fit(graph, flat)
     assert student("hidden", num_layers=3).fit(graph, outputs_of(graph)).predict(graph.x).shape == (36,)
-
-
-@pytest.mark.parametrize(("option", "values"), [("lam", [-0.1, 1.1]), ("tau", [0, -1]), ("hidden_weight", [-1])])
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("hidden", {option: value})

@@ -14,7 +14,6 @@ from g2m.errors import G2MError
 from g2m.estimators import Student, Teacher
 from g2m.graph import Graph
 from g2m.losses import soft_label_loss
-from g2m.methods import make_method
 from g2m.models import BatchNorm, statistics_as_they_are
 from g2m.sparse import CSR
 
@@ -345,27 +344,3 @@ def test_a_hidden_state_is_needed_and_asked_for_before_anything_walks(monkeypatc
     monkeypatch.setattr("g2m.methods.nosmog.deepwalk", None)
     with pytest.raises(G2MError, match="num_layers: method 'nosmog' reads a hidden state"):
         student("nosmog", num_layers=1).fit(blocks(), outputs_of(blocks()))
-
-
-@pytest.mark.parametrize(
-    ("option", "values"),
-    [
-        ("lam", [-0.1, 1.1]),
-        ("tau", [0]),
-        ("mu", [-1]),
-        ("eta", [-1]),
-        ("epsilon", [-1]),
-        ("ascents", [0]),
-        ("adversarial_nodes", [0, "some", 1.5]),
-        ("position", ["deepwalks"]),
-        ("position_channels", [0]),
-        ("walk_length", [1]),
-        ("num_walks", [0]),
-        ("window", [0]),
-        ("position_epochs", [0]),
-    ],
-)
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("nosmog", {option: value})

@@ -203,13 +203,3 @@ def test_every_option_makes_a_difference():
     for other in ({"lam": 0.5}, {"tau": 2.0}, {"alpha": 0.5}, {"propagations": 1}, {"clamp": False}):
         assert not same_bits(plain, weights(fitted("propagated", graph, **other)))
     assert not same_bits(plain, weights(fitted("propagated", graph, compatibility=True)))
-
-
-@pytest.mark.parametrize(
-    ("option", "values"),
-    [("lam", [-0.1, 1.1]), ("tau", [0, -1]), ("alpha", [-0.1, 1.1]), ("propagations", [-1, 1.5])],
-)
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("propagated", {option: value})

@@ -15,7 +15,6 @@ from g2m import storage
 from g2m.errors import G2MError
 from g2m.estimators import Student
 from g2m.graph import Graph
-from g2m.methods import make_method
 from g2m.models import Output
 
 
@@ -141,13 +140,3 @@ def test_without_the_neighbourhood_it_is_an_mlp():
 def test_a_hidden_state_is_needed():
     with pytest.raises(G2MError, match="num_layers: method 'simmlp' reads a hidden state"):
         student("simmlp", num_layers=1).fit(blocks())
-
-
-@pytest.mark.parametrize(
-    ("option", "values"),
-    [("lam", [-0.1, 1.1]), ("neighbourhood_weight", [-1]), ("hops", [0, 1.5]), ("channels", [0])],
-)
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("simmlp", {option: value})

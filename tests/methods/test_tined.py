@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from g2m.errors import G2MError
 from g2m.estimators import Teacher
-from g2m.methods import make_method
 from g2m.methods.tined import TINED
 from g2m.outputs import TeacherOutputs
 
@@ -130,10 +129,3 @@ def test_files_keep_the_maps(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(G2MError, match="needs transforms"):
         student("tined", num_layers=3).fit(GRAPH, replace(outputs, transforms=None))
-
-
-@pytest.mark.parametrize(("option", "values"), [("lam", [-0.1, 1.1]), ("tau", [0, -1])])
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("tined", {option: value})

@@ -13,7 +13,6 @@ from g2m import storage
 from g2m.errors import G2MError
 from g2m.estimators import Teacher
 from g2m.graph import Graph
-from g2m.methods import make_method
 from g2m.methods.vqgraph import VQGraph
 from g2m.models import Output
 from g2m.outputs import TeacherOutputs
@@ -211,12 +210,3 @@ def test_a_teacher_without_a_tokenizer_is_refused():
     outputs = Teacher("gcn", hidden_channels=8, max_epochs=2, device="cpu").fit(graph).outputs(graph)
     with pytest.raises(G2MError, match="'vqgraph' needs code_input, codebook"):
         student("vqgraph").fit(graph, outputs)
-
-
-@pytest.mark.parametrize(
-    ("option", "values"), [("lam", [-0.1, 1.1]), ("tau", [0, -1]), ("code_weight", [-1]), ("code_tau", [0, -0.1])]
-)
-def test_ranges(option, values):
-    for value in values:
-        with pytest.raises(G2MError, match=f"^{option}"):
-            make_method("vqgraph", {option: value})
