@@ -701,8 +701,9 @@ class Student(_Estimator):
 
         Args:
             graph: needs the parts ``train`` and ``val``.
-            outputs: of a teacher fitted on the same graph, split and setting; not needed by ``"mlp"``. With a method
-                that takes no edges, the graph may also be ``graph.without_edges()``.
+            outputs: of a teacher fitted on the same graph, split and setting; not needed by methods without a
+                teacher, ``"mlp"`` and ``"simmlp"``. With a method that takes no edges, the graph may also be
+                ``graph.without_edges()``.
             checkpoint: file to save to while training and to resume from; removed at the end.
             checkpoint_seconds: least time between two saves; default 20.
             indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student

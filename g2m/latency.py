@@ -159,7 +159,7 @@ def compare(
 
     Args:
         teacher: fitted.
-        student: fitted. One with positions looks up the nodes' neighbours, and theirs, first.
+        student: fitted. One with positions looks up the nodes' known neighbours, and the rows kept of these, first.
         graph: has the nodes, their neighbours and all else.
         sizes: numbers of nodes, from 1; default 1, 10 and 1000.
         fan_out: neighbours sampled a node, by layer of the teacher, the first first, from 1 each; default: none.

@@ -35,7 +35,8 @@ class Propagated(GLNN):
         propagations: steps, from 0; default 10.
         clamp: whether training nodes have their labels for probabilities; default True.
         compatibility: pass on what a neighbour's class says of a node's, by how often the teacher's classes are
-            neighbours, and not the class itself: for graphs where neighbours differ. Default False.
+            neighbours, and not the class itself. Default False. Meant for graphs where neighbours differ; measured, it
+            is no better there than without, and worse elsewhere (docs/benchmarks.md, Variants).
     """
 
     name = "propagated"
