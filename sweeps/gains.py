@@ -31,7 +31,9 @@ AGAINST = {
     "over GLNN ← codes inside": ("glnn", "inside"),
     "over hidden": ("hidden", None),
 }
-COLUMNS = ("over teacher", *AGAINST)
+#: The same student but for one option.
+WITHOUT = {"over its low part alone": "high=0", "over its high part alone": "low=0"}
+COLUMNS = ("over teacher", *AGAINST, *WITHOUT)
 
 
 def gains(
@@ -48,7 +50,9 @@ def gains(
         if row["method"] != method or options not in (None, row["options"]):
             continue
         others = {"over teacher": row["teacher_by_seed"]}
-        others |= {key: other["by_seed"] for key in AGAINST if (other := _other(row, rows, key)) is not None}
+        known = {key: _other(row, rows, key) for key in AGAINST}
+        known |= {key: _with(row, rows, word) for key, word in WITHOUT.items()}
+        others |= {key: other["by_seed"] for key, other in known.items() if other is not None}
         differences = {
             key: _gains(row["by_seed"], other, part)
             for key, other in others.items()
@@ -89,6 +93,14 @@ def _other(row: Mapping[str, Any], rows: list[Mapping[str, Any]], key: str) -> M
     if len(known) > 1:
         raise G2MError(f"results: expected one {method} for {row['name']} on {row['data']} (got {len(known)}).")
     return known[0] if known else None
+
+
+def _with(row: Mapping[str, Any], rows: list[Mapping[str, Any]], word: str) -> Mapping[str, Any] | None:
+    """Return the row whose options are those of another and one more."""
+    of = {name: row[name] for name in ("method", "data", "of_data", "teacher", "of_teacher")}
+    options = {*row["options"].split(), word}
+    alike = (other for other in rows if of.items() <= other.items() and {*other["options"].split()} == options)
+    return next(alike, None)
 
 
 def _gains(own: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]], part: str) -> list[float]:

@@ -49,6 +49,16 @@ def test_of_some_options_all_that_they_can_be_compared_with():
     assert len(gains(grouped([*records, other, record("sbm", "mlp")]), "ff_g2m", *TEST, "high=0")) == 2
 
 
+def test_a_student_is_compared_with_its_own_of_one_part():
+    of_loss = ["teacher.select=loss"]
+    records = [record(method="ff_g2m", score=0.5, options=of_loss)]
+    records += [record(method="ff_g2m", score=0.3, options=[*of_loss, "high=0"])]
+    records += [record(method="ff_g2m", score=0.4, options=["low=0"])]  # from another teacher
+    row, _ = gains(grouped(records), "ff_g2m", *TEST, "teacher.select=loss")
+    assert row["over its low part alone"] == "+20.00"
+    assert "over its high part alone" not in row
+
+
 def test_seeds_that_only_one_side_has_do_not_count():
     records = [record(seed=0, score=0.5, teacher_score=0.4), record(method="mlp", seed=1)]
     assert [row["student"] for row in over_teachers(grouped(records), *TEST)] == ["glnn ← SAGE"]
