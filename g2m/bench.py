@@ -149,7 +149,7 @@ def cells(
     for teacher in teachers:
         choose("teachers", teacher, BACKBONES)
     check_whole("seeds", seeds)
-    for name in data:
+    for name in data:  # an unknown one is no method's mistake
         find_card(name)
     found: dict[str, Cell] = {}
     choice = find_tuned if tuned else alike if common else find

@@ -918,10 +918,10 @@ class Student(_Estimator):
             x, position = observed.features, method.positions(observed, outputs)
             if position is not None:
                 ids, rows = observed.node_id, observed.num_nodes
-                kind = position.dtype if isinstance(position, Tensor) else type(position).__name__
-                shape = tuple(getattr(position, "shape", ()))
-                if not getattr(kind, "is_floating_point", False) or len(shape) != 2 or shape[0] != rows:
-                    got = f"{kind}, {shape}"
+                floats = isinstance(position, Tensor) and position.is_floating_point()
+                if not floats or position.shape[:-1] != (rows,):  # that is, not of two dimensions either
+                    tensor = isinstance(position, Tensor)
+                    got = f"{position.dtype}, {tuple(position.shape)}" if tensor else type(position).__name__
                     raise G2MError(f"method {method.name!r}: positions: expected floats [{rows}, P] (got {got}).")
                 arcs = neighbour_arcs(observed, ids, own=method.reads_own)
                 x = features(beside(observed.x, of_arcs(position, ids, arcs, rows)))

@@ -43,8 +43,7 @@ def _difference_sections(against: str | None, gains: Sequence[Difference]) -> li
             of = of_rows[data, teacher, model]
             shown, most = [], max(d.seeds for d in of.values())
             for each in map(of.get, others):
-                few = f" (of {each.seeds})" if each and each.seeds < most else ""
-                shown += [_gain(each) + few, _p(each)]
+                shown += [_gain(each) + (_few(each.seeds, most) if each else ""), _p(each)]
             table.append([data, (teacher or "–").upper(), model, str(most), *shown])
         if table:
             header = ["data", "teacher", "model", "seeds", *_over(others, "p")]
@@ -74,8 +73,7 @@ def _overall_sections(against: str | None, totals: Sequence[Overall]) -> list[Se
             shown, most = [], max(total.pairs for total in of.values())
             for total in map(of.get, others):
                 counts = f"{total.better} / {total.same} / {total.worse}" if total else "–"
-                few = f" (of {total.pairs})" if total and total.pairs < most else ""
-                shown += [_gain(total) + few, counts, _p(total)]
+                shown += [_gain(total) + (_few(total.pairs, most) if total else ""), counts, _p(total)]
             table.append([model, str(most), *shown])
         if table:
             header = ["model", "pairs", *_over(others, "+ / = / −", "p")]
@@ -93,8 +91,8 @@ def _over(others: Iterable[str], *after: str) -> list[str]:
     return [word for other in others for word in (f"over {'its teacher' if other == TEACHER else other}", *after)]
 
 
-def _share(count: int, of: int) -> str:
-    return f"{count} of {of}" if count < of else str(count)
+def _few(count: int, most: int) -> str:
+    return f" (of {count})" if count < most else ""
 
 
 def _gain(each: Difference | Overall | None) -> str:
@@ -142,7 +140,15 @@ def _speed_section(fast: Sequence[Speed], gains: Sequence[Difference]) -> Sectio
         return Section(title, (), (), [why])
     header = ["setting", "part", "model", "pairs", "ms", "faster", "over teacher"]
     table = [
-        [s.setting, s.part, s.model, _share(s.pairs, s.of), f"{s.ms:.4f}", f"{s.faster:.1f}×", f"{s.over_teacher:+.2f}"]
+        [
+            s.setting,
+            s.part,
+            s.model,
+            f"{s.pairs} of {s.of}",
+            f"{s.ms:.4f}",
+            f"{s.faster:.1f}×",
+            f"{s.over_teacher:+.2f}",
+        ]
         for s in fast
     ]
     note = (
