@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,15 +38,16 @@ BLEND = ("hidden", "simmlp")
 class Auto(Method):
     """The weighted sum of other methods' losses; which of them count is decided on validation.
 
-    First a blend, equal parts of :data:`BLEND`; then each method alone that the teacher's outputs allow, as long as the
-    budget lasts. One alone has to beat the blend on ``val`` by a standard error of its score there: of eight students
-    on two hundred nodes, the best is mostly lucky. One that cannot be trained is passed over. ``meta_["trials"]`` lists
-    them, with what went wrong as ``error``, and ``taken`` in ``meta_["figures"]`` is the place there of the one kept.
+    First a blend, equal parts of :data:`BLEND`; then each method alone that the teacher's outputs allow; then blends of
+    weights that Optuna's TPE proposes from the scores so far, as long as the budget lasts. Another has to beat the
+    first blend on ``val`` by a standard error of its score there: of eight students on two hundred nodes, the best is
+    mostly lucky. One that cannot be trained is passed over. ``meta_["trials"]`` lists them, with what went wrong as
+    ``error``, and ``taken`` in ``meta_["figures"]`` is the place there of the one kept.
 
     Args:
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
             ``None``: search.
-        budget: how many students are trained, from 1; default 8.
+        budget: how many students are trained, from 1; default 8, one less than the first blend and all methods alone.
         neighbours: try the three of :class:`~g2m.methods.onehop.Onehop` before the blend, and take the first of them
             unless another student beats it: nodes of ``val`` were there in training, and do not show what a student
             that reads of neighbours gains on nodes that were not. It is not free of the graph; default False.
@@ -90,11 +91,17 @@ class Auto(Method):
         blend = [name for name in known if name in BLEND] or known[:1]
         alone = [name for name in known if [name] != blend]
         reading = TARGETS if self.neighbours and graph.observed().num_edges else ()
-        candidates = alike(reading)
-        candidates += [Auto(mixture=dict.fromkeys(blend, 1.0)), *map(_component, alone)]
+        mixtures = [dict.fromkeys(names, 1.0) for names in (blend, *([name] for name in alone))]
+        candidates = [*alike(reading), Auto(mixture=mixtures[0]), *map(_component, alone)]
         scores = []
         for candidate in candidates[: self.budget]:
             scores.append((yield candidate))
+        if len(known) > 1 and self.budget > len(scores):
+            blends = _blends(known, zip(mixtures, scores[len(reading) :], strict=True))
+            mixture = next(blends)
+            while self.budget > len(scores):
+                scores.append((yield Auto(mixture=mixture)))
+                mixture = blends.send(scores[-1])
         return first_unless_beaten(scores, graph)
 
     # -- a mixture ---------------------------------------------------------------------------------------------
@@ -138,6 +145,30 @@ class Auto(Method):
 
 def _component(name: str) -> Method:
     return REGISTRY[name](**COMPONENTS[name])
+
+
+def _blends(
+    names: list[str], told: Iterable[tuple[Mapping[str, float], float]]
+) -> Generator[dict[str, float], float, None]:
+    """Yield weights in (0, 1) of two methods or more, as TPE proposes them; each is answered with its score.
+
+    Of a number for each method those above ½ are taken, and the two highest; ``told`` are known mixtures and scores.
+    """
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for every search
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    optuna.logging.set_verbosity(verbosity)
+    space = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
+    for mixture, score in told:
+        params = {name: mixture.get(name, 0.25) for name in names}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=score))
+    while True:
+        trial = study.ask(space)
+        highest = sorted(names, key=trial.params.__getitem__)[-2:]
+        score = yield {name: weight for name, weight in trial.params.items() if weight > 0.5 or name in highest}
+        study.tell(trial, score)
 
 
 def _possible(name: str, model: MLP, graph: Graph, outputs: TeacherOutputs) -> bool:
