@@ -113,8 +113,8 @@ class CSR:
     def sampled_rows(self, index: Tensor, most: int) -> CSR:
         """Return the given rows with at most so many entries each.
 
-        Of a longer row they are drawn at random, with replacement, and weigh more by as much as there are fewer: the
-        expected product is that of the whole row.
+        Of a longer row they are drawn at random, with replacement, the one on the diagonal like the others, and weigh
+        more by as much as there are fewer: the expected product is that of the whole row.
         """
         start = self.crow[index].long()
         count = self.crow[index + 1].long() - start

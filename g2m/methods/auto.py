@@ -47,7 +47,8 @@ class Auto(Method):
     Args:
         mixture: weights by name of a method, above 0, scaled to sum to 1: train by it, and search for nothing. Default
             ``None``: search.
-        budget: how many students are trained, from 1; default 8, one less than the first blend and all methods alone.
+        budget: how many students are trained, from 1; default 8: the first blend and seven alone, all that
+            a teacher without codes allows.
         neighbours: try the three of :class:`~g2m.methods.onehop.Onehop` before the blend, and take the first of them
             unless another student beats it: nodes of ``val`` were there in training, and do not show what a student
             that reads of neighbours gains on nodes that were not. It is not free of the graph; default False.

@@ -39,7 +39,8 @@ class NOSMOG(GLNN):
     - ADV: the soft-label loss at features moved by up to ε where it hurts most, by projected gradient ascent.
 
     What is not as published, whatever the options: hidden states of RSD are those after the ReLU, and the student's map
-    has no dropout after it; the published ones are before it where the teacher is SAGE, and in the student.
+    has no dropout after it; the published ones are before it where the teacher is SAGE, and in the student. Walks pass
+    no loops, and DeepWalk is trained with negative samples alone.
 
     Args:
         lam: λ, weight of the true labels in [0, 1]; default 0, as released.
@@ -51,8 +52,9 @@ class NOSMOG(GLNN):
         eta: η, from 0; default 0.1, as released.
         epsilon: ε, from 0, in units of the features; default 0.05 (published: 0.001 to 0.1).
         ascents: steps of the adversary, from 1; default 5, as published.
-        adversarial_nodes: how many nodes of a batch it moves, drawn at random: the term and its cost are a share of
-            the published one's, its mean is the same. Default 64; ``"all"``, as published.
+        adversarial_nodes: how many nodes of a batch it moves, from 2 (batch norm takes no fewer), drawn at random: the
+            term and its cost are a share of the published one's, its mean is the same. Default 64; ``"all"``, as
+            published.
         position: ``"deepwalk"`` (default) or ``"none"``.
         position_channels, walk_length, num_walks, window, position_epochs: of :func:`g2m.positions.deepwalk`; default
             64, 50, 1, 5, 1.
@@ -87,7 +89,7 @@ class NOSMOG(GLNN):
         self.epsilon = check_range("epsilon", epsilon, 0)
         self.normalise, self.ascents = check_flag("normalise", normalise), check_whole("ascents", ascents)
         every = adversarial_nodes == "all"
-        self.adversarial_nodes = "all" if every else check_whole("adversarial_nodes", adversarial_nodes)
+        self.adversarial_nodes = "all" if every else check_whole("adversarial_nodes", adversarial_nodes, 2)
         position = "none" if position is None else choose("position", position, POSITIONS)
         self.position_channels = check_whole("position_channels", position_channels)
         self.walk_length = check_whole("walk_length", walk_length, 2)
@@ -131,7 +133,7 @@ class NOSMOG(GLNN):
         """Return the soft-label loss at the worst features found within ε."""
         (model,) = self._student
         if self.adversarial_nodes != "all":
-            batch = random_rows(batch, max(self.adversarial_nodes, 2))
+            batch = random_rows(batch, self.adversarial_nodes)
         (x,), log_p = batch.inputs, batch.targets["log_soft_labels"]
         x = x.to_dense() if isinstance(x, CSR) else x
         moved = torch.empty_like(x).uniform_(-self.epsilon, self.epsilon)

@@ -20,7 +20,7 @@ from g2m.sparse import CSR
 if TYPE_CHECKING:
     import optuna
 
-#: Whom to believe: the teacher, corrected by the labels around; the teacher on itself; the labels alone.
+#: Whom to believe: the teacher, corrected by the labels around; the teacher, corrected where labels are; they alone.
 TARGETS = ({"lam": 0.0}, {"lam": 0.0, "propagations": 0}, {"lam": 1.0})
 
 
@@ -39,8 +39,8 @@ class Onehop(Propagated):
 
     Where the teacher is worse than the labels, as GNNs that smooth are where neighbours differ, there is no reason to
     ask it. Three students are trained, on r diffused (λ = 0), on the teacher's own probabilities (λ = 0, no
-    propagation) and on labels alone (λ = 1); the first is taken unless another beats it on ``val`` by a standard
-    error of its score there. ``meta_["trials"]`` lists them.
+    propagation; with ``clamp``, the known labels in their place) and on labels alone (λ = 1); the first is taken unless
+    another beats it on ``val`` by a standard error of its score there. ``meta_["trials"]`` lists them.
 
     Args:
         lam: λ in [0, 1], of a single student; default ``None``: the three above.

@@ -24,7 +24,7 @@ class TINED(GLNN):
 
     A GNN's layer is a linear map and a propagation. The student's layers are the maps, copied, and between them a layer
     each for the propagation, which begins as the identity: as an MLP it begins where the teacher is without its
-    graph and its biases. The paper's matching of Dirichlet energies by layer is left out.
+    graph, its biases and its norms. The paper's matching of Dirichlet energies by layer is left out.
 
     A teacher of L layers takes a student of 2·L − 1; one of L has no layers for propagations. Of another width, the
     block of a weight that both have is copied.

@@ -30,6 +30,9 @@ class VQGraph(GLNN):
     the K codes, softmax of similarities over a temperature; r' that of a linear map of the student's hidden state,
     trained with it and dropped with the method.
 
+    The released code has w = 1e-8 and assignments at temperature 4, which tell next to nothing; KL is not scaled by the
+    temperature squared, there or here.
+
     Args:
         lam: λ, weight of the true labels in [0, 1]; default 0, as released: labels come through the teacher.
         tau: temperature of the soft labels, above 0; default 1.

@@ -109,7 +109,7 @@ OUTSIDE = {
     "hops": [0, 1.5],
     "channels": [0],
     "ascents": [0],
-    "adversarial_nodes": [0, "some", 1.5],
+    "adversarial_nodes": [1, "some", 2.5],
     "position_channels": [0],
     "walk_length": [1],
     "num_walks": [0],
