@@ -360,7 +360,7 @@ def read_results(path: str | Path) -> list[Record]:
         try:
             record = json.loads(line.decode())
         except ValueError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
+            if number == len(lines) and not line.endswith(b"\n") and line.startswith(b"{"):
                 break
             raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
         known = isinstance(record, dict) and (

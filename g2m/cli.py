@@ -185,9 +185,11 @@ def _check_folder(path: Path | None, option: str = "--out") -> None:
 def _check_plot(path: Path | None) -> None:
     """Refuse a plot of an unknown kind, before anything is measured for it."""
     from g2m.report import check_plot
+    from g2m.storage import check_writable
 
     if path is not None:
         check_plot("--plot", path)
+        check_writable("--plot", path)
 
 
 @cli.callback(invoke_without_command=True)
@@ -356,6 +358,8 @@ def train(
         setting = setting or "transductive"
         names = {"methods": [method or "glnn"], "teachers": [teacher or "sage"], "settings": [setting]}
         grid = cells([data], **names, seeds=seeds, tuned=tuned, overrides=options or ())
+        if teacher is not None and grid[0].experiment.teacher is None:
+            raise G2MError(f"--teacher: method {method!r} has none. Leave it out.")
     folder = folder or Path("runs") / grid[0].experiment.study_name(setting)
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}
     with _joined(), estimates():
@@ -437,7 +441,8 @@ def bench(
             header, table = score_rows(rows, setting, seconds=True)
             if table:
                 show(header, table, setting)
-        say(f"results: {results}")
+        if records:
+            say(f"results: {results}")
     _end(failures)
 
 
@@ -614,6 +619,10 @@ def condense_command(
     function_of(method, graphs, given)  # mistakes are refused before anything is counted
     if budget is not None:
         check_budget(budget)
+        if method == "lossless":
+            raise G2MError(
+                f"budget: expected none, the lossless set is as large as it is (got {budget!r}). Leave it out."
+            )
         if "min_support" in given:
             raise G2MError(f"budget: expected none with min_support (got {budget!r}). Leave out either.")
     target = target or Path(f"{data}-{method}.safetensors")
@@ -703,7 +712,8 @@ def bench_condense(
     else:
         for title, header, lines in tables(records):
             show(header, lines, title)
-        say(f"results: {results}")
+        if records:
+            say(f"results: {results}")
     _end(failures)
 
 
@@ -862,11 +872,16 @@ def predict(
     from g2m.estimators import Student, checked_features
     from g2m.export import SUFFIXES, Exported
     from g2m.positions import arcs_to
+    from g2m.storage import check_writable
     from g2m.tables import Part, check_rows, read_edges, read_features, write_predictions
 
     if threads is not None:
         threads = min(check_whole("--threads", threads), os.cpu_count() or 1)
         torch.set_num_threads(threads)
+    if result is not None:
+        check_writable("--out", result)
+        if result.resolve() in {path.resolve() for path in (student, features, edges) if path is not None}:
+            raise G2MError(f"--out: expected another file than those read (got {str(result)!r}). Name another.")
     if student.suffix in SUFFIXES:
         model = Exported.load(student, threads=threads)
         meta = model.meta
@@ -931,11 +946,13 @@ def export(
     """Write a student as one file that runs without g2m; it is written once its answers are those of the student."""
     from g2m.estimators import Student
     from g2m.export import Exported, card_path
+    from g2m.storage import check_writable
 
     of_data = {"--seed": seed, "--setting": setting, "-o": options or None, "--root": root}
     if data is None and (given := [option for option, value in of_data.items() if value is not None]):
         raise G2MError(f"{given[0]}: is of --data (got none). Name the card, or leave {given[0]} out.")
     graph = None if data is None else _graph(data, seed or 0, setting or "transductive", options, root)
+    check_writable("--out", target)
     path = Student.load(student).export(target, precision=precision, neighbours=neighbours, graph=graph)
     meta, size = Exported.load(path).meta, path.stat().st_size
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import tomllib
@@ -269,7 +270,8 @@ _SIZES = {"hidden_channels": [16, 32, 64, 128, 256], "num_layers": [2, 3]}
 
 
 def key_values(options: Iterable[str], example: str) -> dict[str, Any]:
-    """Return ``key=value`` words as a table; values are TOML, bare words are strings.
+    """Return ``key=value`` words as a table; values are TOML, or Python's True, False and .5; bare words are
+    strings.
 
     Raises:
         G2MError: on a word that is not of that form; the message shows ``example``.
@@ -288,7 +290,11 @@ def _value(text: str) -> Any:
         value = tomllib.loads(f"v = {text}")["v"]
         json.dumps(value)  # not so a date: no option is one, a name may look like one
     except (tomllib.TOMLDecodeError, TypeError):
-        return text
+        try:
+            value = ast.literal_eval(text)  # True, .5: as Python has it, and tables of ours
+        except (ValueError, SyntaxError):
+            return text
+        return value if isinstance(value, bool | float) else text
     return value
 
 

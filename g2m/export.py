@@ -173,7 +173,9 @@ def export(
     width, classes = student.meta_["in_channels"], student.meta_["num_classes"]
     name = student.method if isinstance(student.method, str) else student.method.name
     positions = student.position_ is not None
-    neighbours = check_flag("neighbours", neighbours) and positions
+    if not check_flag("neighbours", neighbours) and not positions:
+        raise G2MError(f"neighbours: a student of method {name!r} reads features alone. Leave it out.")
+    neighbours = neighbours and positions
     inputs = [f"features: float32 [N, {width}]", "edge_index: int64 [2, E]"]
     meta = {
         "what": _what(student, name, neighbours),

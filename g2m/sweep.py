@@ -172,7 +172,7 @@ class Sweep:
             changed = sorted(key for key in known | identity if known.get(key) != identity.get(key))
             raise G2MError(
                 f"storage: the study {name!r} there is of another sweep, it differs in: {', '.join(changed)}. "
-                "Name another folder (--out), or another study (--name)."
+                "Name another folder (--out); in a --storage that is not a folder's, also another study (--name)."
             )
         return study
 
@@ -437,9 +437,21 @@ def _open(storage: str | Path) -> BaseStorage:
             return GrpcStorageProxy(host=host or "localhost", port=int(port or 13000))
     if url:
         return _database(text)
-    Path(text).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not _is_journal(path):
+        raise ValueError("expected a journal of Optuna's")
     # Of a relative path Optuna's lock would be a link to nowhere: left by a killed process, waited for without end.
-    return JournalStorage(JournalFileBackend(str(Path(text).absolute())))
+    return JournalStorage(JournalFileBackend(str(path.absolute())))
+
+
+def _is_journal(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        return not first or "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        return False
 
 
 def _database(url: str, tries: int = 10) -> RDBStorage:

@@ -437,6 +437,7 @@ def test_append_after_a_line_cut_short_at_the_very_start(tmp_path):
         (b'{"table": 1}\n{"tab\n', "line 2 of .* is not JSON"),
         (b'{"table": 1}\n\n{"table": 1}\n', "line 2 of .* is not JSON"),
         (b"\xff\xfe\x00\n", "line 1 of .* is not JSON"),
+        (b"words without an end", "line 1 of .* is not JSON"),
         (b'3\n{"table": 1}\n', "line 1 of .* is not a result"),
         (b'{"key": 1}\n', "line 1 of .* is not a result"),
     ],

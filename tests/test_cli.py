@@ -198,6 +198,7 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["train", "sbm", "--seeds", "0"], "seeds: expected a whole number"),
         (["train", "sbm", "-o", "dropot=0.5"], r"unknown key 'dropot'"),
         (["train", "sbm", "-o", "dropout"], "-o: expected key=value"),
+        (["train", "sbm", "--method", "mlp", "--teacher", "gcn"], "--teacher: method 'mlp' has none"),
         (["train", "sbm", "-o", "seed=1"], "'seed' cannot be set here"),
         (["train", "sbm", "-o", "lr=abc", "--method", "mlp"], "lr: expected a number"),
         (["train", "sbm", "-o", "data.homophily=2"], "homophily: expected a number"),
@@ -405,6 +406,8 @@ def test_predict(call, place, student, source, target):
         (lambda x: x[:, :5], [], r"shape \[N, 32\]"),
         (lambda x: np.where(x == x[3, 3], np.nan, x), [], "finite features .*row 3"),
         (lambda x: x, ["--out", "p.txt"], "--out: expected a"),
+        (lambda x: x, ["--out", "x.npy"], "--out: expected another file than those read"),
+        (lambda x: x, ["--out", "x.npy/p.csv"], "--out: .* cannot be written"),
     ],
 )
 def test_predict_refuses(call, place, student, features, extra, message):

@@ -370,7 +370,10 @@ def test_override_the_last_word_counts_and_none_changes_nothing():
         ("cuda:0", "cuda:0"),
         ("a=b", "a=b"),
         ("", ""),
-        ("True", "True"),
+        ("True", True),
+        (".5", 0.5),
+        ("None", "None"),
+        ("[x]", "[x]"),
         ("1979-05-27", "1979-05-27"),
     ],
 )

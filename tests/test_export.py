@@ -408,6 +408,7 @@ def test_a_card_is_of_the_file_that_is_there(tmp_path, student, monkeypatch):
         ("student", {}, "path: expected a name that ends in"),
         ("student.onnx", {"precision": "int9"}, r"precision: .* Did you mean 'int8'\?"),
         ("student.pt2", {"precision": "int8"}, r"precision: .* Name it student\.onnx"),
+        ("student.pt2", {"neighbours": False}, "neighbours: .* reads features alone"),
         ("student.pt2", {"class_names": ["a"]}, r"class_names: expected 3 strings, .*\(got 1, such as 'a'\)"),
         ("student.pt2", {"class_names": "abc"}, r"class_names: expected 3 strings"),
         ("student.pt2", {"feature_names": []}, r"feature_names: expected 10 strings, .*\(got none\)"),

@@ -596,10 +596,11 @@ def test_a_wrong_storage_is_refused_without_showing_its_password(url):
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
-    for content in ('{"x": 1}\n{"y"\n{"z": 1}\n', "words\nand words\n"):
+    for content in ('{"x": 1}\n{"y"\n{"z": 1}\n', "words\nand words\n", "words", "3"):
         (tmp_path / "j.log").write_text(content)
         with pytest.raises(G2MError, match=r"storage: .*j.log' cannot be opened"):
             Sweep(MLP).study(tmp_path / "j.log")
+        assert (tmp_path / "j.log").read_text() == content
     (tmp_path / "file").write_text("x")
     with pytest.raises(G2MError, match=r"storage: .*cannot be opened"):
         Sweep(MLP).study(tmp_path / "file" / "j.log")
