@@ -91,13 +91,15 @@ def grouped(records: Iterable[Record]) -> list[dict[str, Any]]:
                 rows[key]["published"] = {}  # another method, size of teacher or split than the published one
             of = {f"of_{group}": json.dumps(record["config"][f"{group}_options"], sort_keys=True) for group in groups}
             rows[key] |= {"run": run, "by_seed": {}, "runs": {}, "teacher_by_seed": {}, **of}
-        known = _known(scores)
-        if who == "student" and rows[key]["by_seed"].get(record["seed"], known) != known:
+        known, before = _known(scores), rows[key]["by_seed"].get(record["seed"], {})
+        if any(known[part] != before[part] for part in known.keys() & before.keys()):
             log.warning(
-                "%s: seed %s of %s twice, with other scores, perhaps by another version: the later in the files counts",
-                *(record["data"], record["seed"], method),
+                "%s: seed %s of %s twice, with other scores, perhaps by another version: %s counts",
+                *(record["data"], record["seed"], method if who == "student" else f"teacher {record['teacher']}"),
+                "the later in the files" if who == "student" else f"the later of those beside {record['method']}",
             )
-        rows[key]["by_seed"][record["seed"]] = known
+            before = {}
+        rows[key]["by_seed"][record["seed"]] = before | known  # older records lack some parts
         rows[key]["runs"][record["seed"]] = run
         if who == "student" and "teacher_scores" in record:
             rows[key]["teacher_by_seed"][record["seed"]] = _known(record["teacher_scores"])

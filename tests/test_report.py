@@ -165,9 +165,26 @@ def test_a_part_counts_the_seeds_that_have_it():
     assert "cold" not in summary(records[:1])[0]["scores"]
 
 
+def test_parts_that_one_record_of_a_teacher_lacks_are_taken_from_another(caplog):
+    """Whichever comes first. Where they contradict each other, one of them counts, and it is said."""
+
+    def of_teacher(*records):
+        teacher = next(row for row in summary(records) if row["method"] == "teacher")
+        return {part: score for part, (score,) in teacher["scores"].items()}
+
+    whole, less = record(setting="inductive", cold=0.25), record(setting="inductive", method="hidden")
+    assert of_teacher(whole, less) == of_teacher(less, whole) == whole["teacher_scores"]
+    assert "cold" in whole["teacher_scores"].keys() - less["teacher_scores"].keys()
+    assert not caplog.records
+    other = record(setting="inductive", method="hidden", teacher_score=0.3)
+    assert of_teacher(whole, other) == other["teacher_scores"]
+    said = "cora-cpf: seed 0 of teacher sage twice, with other scores, .*: the later of those beside hidden counts"
+    assert [bool(re.fullmatch(said, line)) for line in caplog.messages] == [True]
+
+
 def test_the_order_of_the_lines_does_not_decide_what_is_known_of_a_teacher():
-    # hidden: nothing published; krd: nothing of its teacher
-    records = [record(method=method) for method in ("hidden", "krd", "glnn", "mlp")]
+    # hidden: nothing published; krd: nothing of its teacher; auto comes first by name
+    records = [record(method=method) for method in ("hidden", "krd", "glnn", "mlp", "auto")]
     assert summary(records) == summary(records[::-1])
     assert summary(records)[0]["published"] == {"test": [80.64, 1.57]}
 
