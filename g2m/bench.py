@@ -51,8 +51,17 @@ ALL_DATA = (
 )
 ALL_TEACHERS = ("sage", "gcn")
 _LATENCY_SECONDS = 0.2  # a model and way of asking it; three calls at least
-_OF_SETS = {"key", "data", "row", "backbone", "seed", "hops", "budget", "options", "method_options", "metric", "scores"}
-_RECORD = {"key", "data", "setting", "teacher", "method", "seed", "metric", "scores", "run", "config"}
+
+# What the lines of a results file have at least, see :func:`_wrong`.
+_SCORES = {...: int | float | None}
+_RUN = dict.fromkeys(("layers", "width", "parameters", "epochs", "seconds"), int | float)
+_NAMES = {"data": str, "teacher": str | None, "method": str}
+_CONFIG = {**_NAMES, **dict.fromkeys(("data_options", "teacher_options", "student_options"), dict), "versions": dict}
+_COMMON = {"key": str, "data": str, "seed": int, "metric": str, "scores": _SCORES}
+_OF_NODES = {**_COMMON, **_NAMES, "setting": SETTINGS, "run": _RUN, "config": _CONFIG}
+_OF_TEACHER = {"teacher_scores": _SCORES, "teacher_run": _RUN}
+_OF_SETS = {**_COMMON, "row": str, "backbone": str | None, "hops": int, "budget": object}
+_OF_SETS |= {"options": dict, "method_options": dict}
 
 
 def cache_folder() -> Path:
@@ -184,8 +193,9 @@ def run_cell(
 ) -> Record:
     """Train one cell (its teacher is read from the cache if it is there) and return its record.
 
-    ``run``, and ``teacher_run`` where there is a teacher, have the size of the model, what its training took, and
-    ``ms``: the median milliseconds for one node's answer, the teacher's with the fetch of the neighbourhood.
+    ``run``, and ``teacher_run`` where there is a teacher, have the size of the model, what its training took, the
+    ``threads`` and the ``device`` of it, and ``ms``: the median milliseconds for one node's answer, the teacher's with
+    the fetch of the neighbourhood.
 
     Args:
         cell: what to run.
@@ -341,6 +351,8 @@ def _run(estimator: Teacher | Student) -> dict[str, Any]:
         "best_epoch": history.best_epoch,
         "epochs": len(history),
         "seconds": round(estimator.meta_["seconds"], 2),  # of codes beside the network as well
+        # Files of older versions do not say.
+        **{name: estimator.meta_[name] for name in ("threads", "device") if name in estimator.meta_},
         **{name: round(value, 4) for name, value in estimator.meta_.get("figures", {}).items()},
     }
 
@@ -363,13 +375,29 @@ def read_results(path: str | Path) -> list[Record]:
             if number == len(lines) and not line.endswith(b"\n") and line.startswith(b"{"):
                 break
             raise G2MError(f"path: line {number} of {str(path)!r} is not JSON ({error}).") from None
-        known = isinstance(record, dict) and (
-            "table" in record or record.keys() >= (_OF_SETS if "row" in record else _RECORD)
-        )
-        if not known:
-            raise G2MError(f"path: line {number} of {str(path)!r} is not a result of g2m.")
+        if not isinstance(record, dict):
+            raise G2MError(f"path: line {number} of {str(path)!r} is not a result of g2m (got {record!r}).")
+        expected = _OF_SETS if "row" in record else _OF_NODES | (_OF_TEACHER if "teacher_scores" in record else {})
+        if "table" not in record and (wrong := _wrong(record, expected)):
+            raise G2MError(
+                f"path: line {number} of {str(path)!r} is not a result of g2m, it lacks {wrong[1:]!r} or has something "
+                "else there. Leave the line out."
+            )
         records.append(record)
     return records
+
+
+def _wrong(found: Any, expected: Any, path: str = "") -> str:
+    """Return the path of the first value that is missing or not as expected: of a type, one of a tuple, a table of
+    such by name, or, where the name is ``...``, by any name. Empty if there is none."""
+    if not isinstance(expected, dict):
+        known = found in expected if isinstance(expected, tuple) else isinstance(found, expected)
+        return "" if known else path
+    if not isinstance(found, dict):
+        return path
+    missing = (f"{path}.{name}" for name in expected if name is not ... and name not in found)
+    wrong = (_wrong(found[name], expected.get(name, expected.get(..., object)), f"{path}.{name}") for name in found)
+    return next(missing, "") or next(filter(None, wrong), "")
 
 
 def append_result(path: str | Path, record: Mapping[str, Any]) -> None:

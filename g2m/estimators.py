@@ -118,6 +118,8 @@ class _Estimator:
             "epochs": len(history),
             "val": history.best_score,
             "seconds": round(history.seconds, 3),
+            "threads": torch.get_num_threads(),
+            "device": resolve_device(self.device).type,
             "versions": versions(),
         }
 

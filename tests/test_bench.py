@@ -1,14 +1,17 @@
 import json
 import multiprocessing
 import os
+import signal
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
+from result_cases import record as line_of
 
 from g2m import bench, experiments
-from g2m.bench import append_result, cache_folder, cells, read_results, run, run_cell
+from g2m.bench import Cell, append_result, cache_folder, cells, read_results, run, run_cell
 from g2m.data import load
 from g2m.errors import G2MError, OutOfMemoryError
 from g2m.estimators import Student, Teacher
@@ -16,6 +19,7 @@ from g2m.experiments import find
 from g2m.methods import REGISTRY
 from g2m.methods.mlp import PlainMLP
 from g2m.outputs import TeacherOutputs
+from g2m.train import resolve_device
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -29,7 +33,7 @@ def grid(data=("sbm",), overrides=QUICK, **kwargs):
 def timeless(record):
     """A record without what differs between two runs."""
     if isinstance(record, dict):
-        return {key: timeless(value) for key, value in record.items() if key not in ("seconds", "ms")}
+        return {key: timeless(value) for key, value in record.items() if key not in ("seconds", "ms", "threads")}
     return record
 
 
@@ -164,7 +168,10 @@ def test_a_record_says_what_was_run_and_what_came_out(tmp_path, setting):
     assert record["config"].pop("versions")["torch"] == torch.__version__
     assert record["config"] == cell.experiment.config()
     for trained in (record["run"], record["teacher_run"]):
-        assert trained.keys() == {"layers", "width", "parameters", "entries", "best_epoch", "epochs", "seconds", "ms"}
+        assert trained.keys() == {
+            *("layers", "width", "parameters", "entries", "best_epoch", "epochs", "seconds", "threads", "device", "ms")
+        }
+        assert (trained["threads"], trained["device"]) == (torch.get_num_threads(), resolve_device("auto").type)
         assert (trained["layers"], trained["width"], trained["epochs"]) == (2, 8, 3)
 
     # Oracle: the same by hand.
@@ -440,6 +447,7 @@ def test_append_after_a_line_cut_short_at_the_very_start(tmp_path):
         (b"words without an end", "line 1 of .* is not JSON"),
         (b'3\n{"table": 1}\n', "line 1 of .* is not a result"),
         (b'{"key": 1}\n', "line 1 of .* is not a result"),
+        (b'{"row": 1}\n', "line 1 of .* is not a result"),
     ],
 )
 def test_a_broken_file_is_refused_and_nothing_is_run(tmp_path, counted, content, message):
@@ -453,11 +461,70 @@ def test_a_broken_file_is_refused_and_nothing_is_run(tmp_path, counted, content,
     assert out.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("key", 3),
+        ("setting", "indctive"),
+        ("data", None),
+        ("teacher", 1),
+        ("seed", "0"),
+        ("scores", [0.5]),
+        ("scores.test", "0.5"),
+        ("teacher_scores.test", {}),
+        ("run", None),
+        ("run.parameters", "many"),
+        ("run.seconds", ...),
+        ("teacher_run.epochs", ...),
+        ("config", "published"),
+        ("config.method", ...),
+        ("config.teacher_options", None),
+        ("config.versions", ...),
+    ],
+)
+def test_a_line_that_lacks_something_is_refused_by_its_name(tmp_path, path, value):
+    """... stands for what is not there."""
+    line = line_of(seed=1)
+    append_result(tmp_path / "r.jsonl", line_of())
+    *tables, name = path.split(".")
+    table = reduce(dict.__getitem__, tables, line)
+    table[name] = value
+    if value is ...:
+        del table[name]
+    append_result(tmp_path / "r.jsonl", line)
+    with pytest.raises(G2MError, match=rf"^path: line 2 of '.*r\.jsonl' is not a result of g2m.*'{path}'"):
+        read_results(tmp_path / "r.jsonl")
+
+
+def test_a_line_may_say_more_and_lack_what_older_versions_lacked(tmp_path):
+    lines = [line_of(), line_of(method="mlp"), {**line_of(), "note": "mine"}]
+    lines[0]["scores"]["cold"] = None
+    assert "threads" not in lines[0]["run"]
+    for line in lines:
+        append_result(tmp_path / "r.jsonl", line)
+    assert read_results(tmp_path / "r.jsonl") == lines
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(G2MError, match="no results file"):
         read_results(tmp_path / "r.jsonl")
     with pytest.raises(G2MError, match="no results file"):
         read_results(tmp_path)
+
+
+class Deadly(Cell):
+    """A cell that kills the process it is run in, as the kernel does where memory ends."""
+
+    def run(self, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_a_mistake_with_a_way_out(tmp_path):
+    found = [Deadly(cell.experiment, cell.setting, cell.seed) for cell in grid(methods=["mlp"], seeds=1)]
+    with pytest.raises(G2MError, match=r"^workers: one was killed, .* with fewer"):
+        list(run(found, out=tmp_path / "r.jsonl", workers=2))
+    assert not (tmp_path / "r.jsonl").exists()
+    assert multiprocessing.active_children() == []
 
 
 def test_wrong_arguments_of_run(tmp_path):
@@ -569,7 +636,7 @@ def stacks(monkeypatch):
 
 def test_a_gpu_that_holds_no_stack_fails_its_cells_and_the_run_goes_on(monkeypatch):
     def full(students, *given, **options):
-        raise OutOfMemoryError("device: the GPU's memory does not hold this training.")
+        raise OutOfMemoryError("device: the GPU's memory does not hold this.")
 
     monkeypatch.setattr(bench, "fit_stacked", full)
     failed, found = [], grid(["sbm"], QUICK, methods=["glnn"], settings=["transductive"], seeds=3)
