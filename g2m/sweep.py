@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -29,11 +30,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from g2m.bench import run, start_worker
 from g2m.errors import G2MError, check_range, check_seed, check_whole, choose
+from g2m.estimators import versions
 from g2m.experiments import ExperimentFile
 from g2m.graph import SETTINGS
 from g2m.report import mean_std
 from g2m.spaces import corners, suggest
 
+log = logging.getLogger(__name__)
 JOURNAL = "journal.log"
 _REPORT_EVERY = 10  # epochs: a report is a write to the storage
 _SPAN = 100_000  # a trial's reports: step = place of the seed × this + epoch
@@ -167,6 +170,7 @@ class Sweep:
                     f"storage: the study {name!r} there is not one of g2m's. Name another study (--name), or another "
                     "folder (--out)."
                 )
+            study.set_user_attr("versions", versions())
             study.set_user_attr("sweep", identity)
         elif known != identity:
             changed = sorted(key for key in known | identity if known.get(key) != identity.get(key))
@@ -202,10 +206,15 @@ class Sweep:
         cache: str | Path | None = None,
         on_change: Callable[[optuna.Study], None] | None = None,
     ) -> None:
-        """Run trials here until the study has as many as asked for, those of other processes counted; see :meth:`run`.
+        """Run trials here until the study has as many as asked for, those of other processes counted.
 
         Args:
-            until: a time in seconds since the epoch after which no trial is begun.
+            study: of :meth:`study`.
+            trials, stack, root, cache, on_change: see :meth:`run`.
+            until: a time in seconds since the epoch after which no trial is begun; default ``None``.
+
+        Raises:
+            G2MError: on options that make every trial fail, or data that are not there.
         """
         beat = _Heart()
         trainer = self._trials(root=root, cache=cache, alive=beat)
@@ -316,6 +325,12 @@ class Sweep:
             check_whole(argument, value)
         until = None if timeout is None else time.time() + check_range("timeout", timeout, 0)
         study = self.study(storage, name)
+        made_by = study.user_attrs.get("versions", versions())  # older studies do not say
+        if made_by != versions():
+            log.warning(
+                "storage: the study %r was begun by %s; this one's are %s. Name another to keep them apart.",
+                *(study.study_name, json.dumps(made_by), json.dumps(versions())),
+            )
         common = {"trials": trials, "stack": stack, "until": until, "root": root, "cache": cache}
         with _driver_errors(storage, _LOST):
             while True:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import statistics
@@ -349,7 +350,7 @@ def test_what_does_not_fit_into_a_gpu_fails_and_the_sweep_goes_on(tmp_path, monk
             study.enqueue_trial({"hidden_channels": width})
         study = search.run(tmp_path / f"{stack}.log", trials=4, stack=stack)
         assert states(study) == [COMPLETE, FAIL, FAIL, COMPLETE]
-        assert study.trials[1].user_attrs["error"].startswith("device: the GPU's memory does not hold this training")
+        assert study.trials[1].user_attrs["error"].startswith("device: the GPU's memory does not hold this (CUDA out")
         assert "again" not in study.trials[3].user_attrs
 
 
@@ -569,6 +570,17 @@ def test_another_sweep_of_the_same_name_is_refused(imaginary, tmp_path, other, d
     assert states(Sweep(MLP, prune=False, seed=3).run(tmp_path / "j.log", trials=3)) == [COMPLETE] * 3
 
 
+def test_a_study_begun_by_other_versions_is_gone_on_with_and_it_is_said(imaginary, tmp_path, monkeypatch, caplog):
+    run = partial(Sweep(MLP).run, tmp_path / "j.log")
+    run(trials=1)
+    run(trials=2)
+    assert not caplog.records
+    monkeypatch.setattr(sweep, "versions", lambda: {"g2m": "99.0"})
+    assert len(run(trials=3).trials) == 3
+    (said,) = caplog.messages
+    assert re.match(rf"storage: the study '{MLP.study_name('transductive')}' was begun by .*torch.* are .*99\.0", said)
+
+
 def test_settings_are_studies_of_their_own(imaginary, tmp_path):
     names = {Sweep(e, setting=s).name for e in (MLP, GLNN) for s in ("transductive", "inductive")}
     assert len(names) == 4
@@ -634,6 +646,17 @@ def test_trials_below_the_median_are_pruned_and_count(imaginary, tmp_path):
             assert max(trial.intermediate_values) == 29, "no sooner than after 20 epochs"
             assert trial.intermediate_values[29] < median
     assert study.best_trial.state == COMPLETE
+
+
+def test_a_trial_is_told_by_the_best_so_far(imaginary, tmp_path):
+    def falls(self, i, options, seed, report):
+        for epoch in range(40):
+            report(i, {"epoch": epoch, "val": 0.9 - abs(epoch - 12) / 100})
+        return SimpleNamespace(history_=SimpleNamespace(best_score=0.9))
+
+    imaginary(one=falls)
+    (trial,) = Sweep(MLP).run(tmp_path / "j.log", trials=1).trials
+    assert trial.intermediate_values == {9: pytest.approx(0.87), 19: 0.9, 29: 0.9, 39: 0.9}
 
 
 def test_without_pruning_none_is(imaginary, tmp_path):
@@ -720,7 +743,12 @@ def test_two_objectives_give_a_front(imaginary, tmp_path):
 
 
 @pytest.mark.parametrize("also", ["parameters", "bytes", "latency"])
-def test_what_a_real_student_costs(tmp_path, also):
+def test_what_a_real_student_costs(tmp_path, also, monkeypatch):
+    def latency(student, graph, *, sizes):
+        assert (graph.num_nodes, sizes) == (300, (1,))
+        return {1: {"p50": student.hidden_channels / 10, "p99": 1e9}}
+
+    monkeypatch.setattr(trials, "student_latency", latency)
     search = Sweep(replace(MLP, space={"hidden_channels": [2, 4, 64]}), also=also)
     study = search.run(tmp_path / "j.log", trials=8)
     assert states(study) == [COMPLETE] * 8
@@ -729,8 +757,7 @@ def test_what_a_real_student_costs(tmp_path, also):
     assert len(costs) > 1
     for width, cost in costs.items():
         count = width * (graph.num_features + 1) + (width + 1) * graph.num_classes
-        assert cost == {"parameters": count, "bytes": 4 * count}.get(also, cost)
-        assert cost > 0
+        assert cost == {"parameters": count, "bytes": 4 * count, "latency": width / 10}[also]
 
 
 def test_sizes_are_searched_where_they_count():
