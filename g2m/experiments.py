@@ -369,7 +369,10 @@ def find_tuned(data: str, method: str, teacher: str | None = None) -> Experiment
 
 def _no_tuned(asked: str) -> G2MError:
     there = ", ".join("-".join(filter(None, key)) for key in tuned()) or "none"
-    return G2MError(f"--tuned: no tuned options for {asked}; there are {there}. Run g2m sweep to find some.")
+    return G2MError(
+        f"--tuned: no tuned options for {asked}; there are {there}. g2m sweep writes what it finds to best.toml, which "
+        "g2m train takes in the place of a card."
+    )
 
 
 def find(data: str, method: str, teacher: str | None = None) -> Experiment:

@@ -68,7 +68,6 @@ def run_ogb(
     teacher: str | None = None,
     runs: int = RUNS,
     setting: str = "transductive",
-    tuned: bool = False,
     budget: str | None = None,
     hops: int | None = None,
     overrides: Iterable[str] = (),
@@ -89,7 +88,6 @@ def run_ogb(
         teacher: backbone of the teacher, default ``"sage"``; of graphs, of the network itself, default ``"gin"``.
         runs: seeds 0 … runs-1; default 10, as OGB asks.
         setting: ``"transductive"`` (default), or of nodes ``"inductive"``.
-        tuned: of nodes, the options that a sweep of ours found; default False.
         budget: of methods of condensation, as in :func:`g2m.condense.condense`; default ``"1%"``.
         hops: of condensation, and layers of the network; default: as in :func:`g2m.condense.bench.cells`.
         overrides: ``key=value`` options, as of ``g2m train``, or of ``g2m bench-condense``.
@@ -106,7 +104,7 @@ def run_ogb(
     card, overrides = _card(data), list(overrides)
     of_nodes = card.task == "node classification"
     method, teacher = method or ("glnn" if of_nodes else "full"), teacher or ("sage" if of_nodes else "gin")
-    asked = {"setting": setting if setting != "transductive" else None, "tuned": tuned or None}
+    asked = {"setting": setting if setting != "transductive" else None}
     for name, value in ({"budget": budget, "hops": hops} if of_nodes else asked).items():
         if value is not None:
             kind = "one graph, which is not condensed" if of_nodes else "a set of graphs"
@@ -114,7 +112,7 @@ def run_ogb(
     grid: Sequence[Cell | CondenseCell]
     if of_nodes:
         names = {"methods": [method], "teachers": [teacher], "settings": [setting]}
-        grid = bench.cells([data], **names, seeds=runs, tuned=tuned, overrides=overrides)
+        grid = bench.cells([data], **names, seeds=runs, overrides=overrides)
         if "split" in grid[0].experiment.data_options:
             raise G2MError("-o data.split: expected none, OGB's split is fixed. Leave it out.")
     elif distributed.size() > 1:
@@ -146,7 +144,7 @@ def run_ogb(
     given = {"--method": method, "--teacher": teacher, "--runs": runs, "--setting": setting if of_nodes else None}
     given |= {"--budget": budget, "--hops": hops}
     command = ["g2m", "ogb", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
-    command += [*(["--tuned"] if tuned else []), *(word for option in overrides for word in ("-o", option))]
+    command += [word for option in overrides for word in ("-o", option)]
     name = "-".join([data, teacher, method.replace(", ", "-"), *([setting] if of_nodes else [])])
     folder = Path(folder or Path("submissions") / name)
     folders = {cell.key: folder / f"seed{cell.seed}-{cell.key}" for cell in grid}

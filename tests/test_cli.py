@@ -141,7 +141,7 @@ def without_estimates(error):
 
 def timeless(value):
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "ms")}
+        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "ms", "threads")}
     return value
 
 
@@ -230,7 +230,7 @@ def test_version_lists_the_optional_parts(call, monkeypatch):
         (["sweep", "x.toml", "--timeout", "-5"], r"--timeout: expected a number in \[0, inf\] \(got -5\.0\)"),
         (["sweep", "x.toml", "--replicate", "-1"], "--replicate: expected a whole number from 0"),
         (["sweep", "x.toml", "--trials", "0"], "--trials: expected a whole number from 1"),
-        (["train", "sbm", "--tuned"], r"--tuned: no tuned options for sbm-glnn-sage; there are none\. Run g2m sweep"),
+        (["train", "sbm", "--tuned"], r"--tuned: no tuned options for sbm-glnn-sage; there are none\. .*best\.toml"),
         (["bench", "sbm", "--tuned"], "--tuned: no tuned options for a method on sbm-sage; there are none"),
         (["bench", "--all", "--tuned"], "--all, --tuned: expected one of them"),
         (["report", "missing.jsonl"], "no results file 'missing.jsonl'"),
@@ -871,7 +871,9 @@ def test_ctrl_c_in_this_process_is_130_as_well(call, monkeypatch):
     monkeypatch.setattr(bench, "run_cell", stop)
     monkeypatch.setattr("g2m.condense.condense", stop)
     assert call("condense", "atlas", "--json") == (130, "", "stopped\n"), "it would begin anew"
-    for words in (["bench", "sbm", *QUICK], ["train", "sbm", *QUICK], ["demo"]):
+    monkeypatch.setattr("g2m.sweep.Sweep.run", stop)
+    Path("x.toml").write_text(SWEEP)
+    for words in (["bench", "sbm", *QUICK], ["train", "sbm", *QUICK], ["demo"], ["sweep", "x.toml"]):
         assert call(*words) == (130, "", "stopped; the same command goes on from here\n")
 
 
@@ -1045,6 +1047,14 @@ def test_sweep_prints_the_best_and_writes_what_it_found(call, sweep, place):
     assert open_experiment(folder / "best.toml").tuned == best.tuned, "scores on fresh seeds stay"
     assert sweep("--trials", 7)[0] == 0
     assert open_experiment(folder / "best.toml").tuned["trials"] == 7
+
+
+def test_a_sweep_whose_trials_all_fail_ends_with_exit_2(sweep, place):
+    (place / "x.toml").write_text(SWEEP.replace("{low = 0.001, high = 0.3, log = true}", "[1e30, 2e30]"))
+    code, out, error = sweep("--trials", 9, "-o", "norm=none")
+    assert (code, out) == (2, "")
+    assert re.match(r"error: space: the first 5 trials failed, the last one by: ", error)
+    assert not list(place.rglob("best.toml"))
 
 
 @pytest.mark.parametrize("other", [("--setting", "inductive"), ("--name", "other", "--seeds", 3)])
@@ -1221,10 +1231,10 @@ GRID = {"methods": ["krd"], "teachers": ["gin"], "settings": ["inductive"], "see
             {**GRID, "overrides": ["lr=1"], "tuned": True},
         ),
         (
-            "ogb ogbn-arxiv --method krd --teacher gin --runs 3 --setting inductive --tuned --budget 5% --hops 4 "
+            "ogb ogbn-arxiv --method krd --teacher gin --runs 3 --setting inductive --budget 5% --hops 4 "
             "-o lr=1 --out f --workers 2 --root r --cache c",
             "g2m.ogb_runs.run_ogb",
-            {"method": "krd", "teacher": "gin", "runs": 3, "setting": "inductive", "tuned": True, "budget": "5%"}
+            {"method": "krd", "teacher": "gin", "runs": 3, "setting": "inductive", "budget": "5%"}
             | {"hops": 4, "overrides": ["lr=1"], "folder": Path("f"), "workers": 2, **PLACES},
         ),
         (
