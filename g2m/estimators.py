@@ -46,7 +46,7 @@ from g2m.outputs import TeacherOutputs
 from g2m.positions import neighbour_arcs, of_arcs
 from g2m.sparse import features
 from g2m.tokenizer import PLACES, Reconstruction, TokenizedGNN, tokenizer_options
-from g2m.train import History, check_options, fit, memory_of_the_gpu, resolve_device, seeded
+from g2m.train import History, check_options, fit, memory_of_the_gpu, on_device, resolve_device, seeded
 
 OnEpoch = Callable[[dict[str, float]], None]
 Answer = tuple[Tensor, Tensor]  # logits, and the labels they are scored against
@@ -180,6 +180,8 @@ def scores(answers: Mapping[str, Answer], metric: str) -> dict[str, float]:
 
 
 def _teacher_loss(output: Output, batch: Batch) -> dict[str, Tensor]:
+    if "label" in output.extra:
+        raise G2MError("module: 'label' is the loss on labels (got it in output.extra as well). Name that otherwise.")
     return {"label": label_loss(output, batch), **output.extra}
 
 
@@ -189,12 +191,11 @@ class Teacher(_Estimator):
     Args:
         model: ``"sage"`` (default), ``"gcn"``, ``"gat"``, ``"appnp"``, ``"gin"``, or any ``nn.Module`` with PyG's
             signature ``module(x, edge_index) -> logits [N, C]``. A module is trained as it is handed over.
-        hidden_channels: default 128.
-        num_layers: default 2.
+        hidden_channels, num_layers: from 1; defaults 128, 2.
         dropout: in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
-        lr, weight_decay: of Adam; defaults 0.01, 5e-4.
-        max_epochs, patience: default 200, 50; the epoch is chosen on validation.
+        lr, weight_decay: of Adam, above 0 and from 0; defaults 0.01, 5e-4.
+        max_epochs, patience: from 1; defaults 200, 50; the epoch is chosen on validation.
         select: how: by the graph's ``"metric"`` (default, as in the papers), or by ``"loss"``, the cross-entropy. The
             metric often peaks early, when the teacher is right but not sure of anything; students learn more from
             the surer one.
@@ -207,13 +208,13 @@ class Teacher(_Estimator):
             inside it: memory falls with it. Default 1: the whole graph in one step.
         fan_out: train on batches of nodes with a sample of their neighbourhood: so many neighbours at most, by layer,
             the first layer first. Default ``None``.
-        batch_size: nodes of such a batch; default 1024.
+        batch_size: nodes of such a batch, from 1; default 1024.
         checkpoint_activations: compute the activations of hidden layers again in backward, and keep only what each
             layer reads: the same teacher in less memory and more time, the more so the more layers. Default False.
         precision: ``"float32"`` (default), or ``"bfloat16"``: the network is computed under :class:`torch.autocast`,
             in training and for answers; weights, loss and what it answers stay float32. Takes less memory; meant for
             GPUs: a processor without instructions for it takes several times as long as in float32.
-        seed: of initial weights and dropout; default 0.
+        seed: of initial weights and dropout, from 0 and below 2³²; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: of the backbone, see :class:`~g2m.models.GNN`, and of the :class:`~g2m.tokenizer.Tokenizer`.
 
@@ -319,6 +320,7 @@ class Teacher(_Estimator):
         gnn = common | {name: value for name, value in self.options.items() if name not in of_codes}
         return TokenizedGNN(self.tokenizer, *sizes, gnn=gnn, **of_codes)
 
+    @memory_of_the_gpu()
     def fit(
         self,
         graph: Graph,
@@ -329,18 +331,22 @@ class Teacher(_Estimator):
     ) -> Teacher:
         """Train on the observed part of ``graph``: labels of ``train``, the epoch chosen on ``val``. Returns self.
 
+        Same seed, same bits, on CPU and the same number of threads.
+
         Args:
             graph: needs the parts ``train`` and ``val``.
             cache: folder of trained teachers. One with this graph's fingerprint, this configuration and seed is read
-                from it; otherwise it is trained, with checkpoints there, and kept. Needs ``model`` by name.
-            progress: show a bar.
-            on_epoch: called with each epoch's record. With a tokenizer beside, its epochs follow, counted anew; their
-                ``val`` is minus their loss.
+                from it; otherwise it is trained, with checkpoints there, and kept. Needs ``model`` by name. Default
+                ``None``.
+            progress: show a bar; default False.
+            on_epoch: called with each epoch's record; default ``None``. With a tokenizer beside, its epochs follow,
+                counted anew; their ``val`` is minus their loss.
         """
         _check_graph(graph)
         kept = self._cache_file(graph, cache) if cache is not None else None
         if kept is not None and kept.exists():
-            return self._take(Teacher.load(kept))
+            self._take(Teacher.load(kept)).meta_ |= {"graph": graph.name, "setting": graph.setting}
+            return self
         if kept is not None:
             storage.check_writable("cache", kept)
         if self.tokenizer == "beside":
@@ -493,11 +499,8 @@ class Teacher(_Estimator):
         _check_graph(graph)
         if graph.num_features != self.meta_["in_channels"]:
             raise G2MError(f"graph: expected {self.meta_['in_channels']} features (got {graph.num_features}).")
-        device = self._resolve_device()
-        self.model_.to(device).eval()
-        with torch.no_grad():
+        with on_device(self.model_, device := self._resolve_device()):
             output = self.model_(*(to_device(value, device) for value in self.model_.inputs(graph)))
-        self.model_.to("cpu")
         return Output(output.logits.cpu(), None if output.hidden is None else output.hidden.cpu())
 
     def predict_logits(self, graph: Graph) -> Tensor:
@@ -603,7 +606,10 @@ class Teacher(_Estimator):
 
         Args:
             path: file written by :meth:`save`.
-            module: a module of the same structure, where the teacher was a module of the user's own.
+            module: a module of the same structure, where the teacher was a module of the user's own; default ``None``.
+
+        Raises:
+            G2MError: if the file is missing, broken, of another kind, or of another module.
         """
         tensors, meta = storage.read(path, "teacher")
         config = meta["config"]
@@ -631,19 +637,19 @@ class Student(_Estimator):
     """An MLP that learns from a teacher's outputs and needs no graph to predict.
 
     Args:
-        method: a registered name (``"mlp"``, ``"glnn"`` …), or a :class:`~g2m.methods.Method` class or instance.
-        hidden_channels: default 128.
-        num_layers: default 2.
+        method: a registered name (``"mlp"``, ``"glnn"`` …), or a :class:`~g2m.methods.Method` class or instance;
+            default ``"glnn"``.
+        hidden_channels, num_layers: from 1; defaults 128, 2.
         dropout: in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
-        lr, weight_decay: of Adam; defaults 0.01, 5e-4.
-        batch_size: nodes a step; default 512. ``"all"``: all of them.
-        edge_batch_size: where the method takes edges, how many a step, drawn at random. Default ``None``: the
+        lr, weight_decay: of Adam, above 0 and from 0; defaults 0.01, 5e-4.
+        batch_size: nodes a step, from 1; default 512. ``"all"``: all of them.
+        edge_batch_size: where the method takes edges, how many a step, from 1, drawn at random. Default ``None``: the
             edges of the step's nodes.
-        max_epochs, patience: default 200, 50; the epoch is chosen on validation.
+        max_epochs, patience: from 1; defaults 200, 50; the epoch is chosen on validation.
         reference_schedule: separate steps for labels and teacher as the published codes take them, where there is a
             teacher; default False.
-        seed: of initial weights, dropout and batch order; default 0.
+        seed: of initial weights, dropout and batch order, from 0 and below 2³²; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: hyper-parameters of the method.
 
@@ -701,20 +707,22 @@ class Student(_Estimator):
     ) -> Student:
         """Train on the observed part of ``graph``; the epoch is chosen on ``val``. Returns self.
 
+        Same seed, same bits, on CPU and the same number of threads.
+
         Args:
             graph: needs the parts ``train`` and ``val``.
             outputs: of a teacher fitted on the same graph, split and setting; not needed by methods without a
                 teacher, ``"mlp"`` and ``"simmlp"``. With a method that takes no edges, the graph may also be
                 ``graph.without_edges()``.
-            checkpoint: file to save to while training and to resume from; removed at the end.
-            checkpoint_seconds: least time between two saves; default 20.
+            checkpoint: file to save to while training and to resume from; removed at the end. Default ``None``.
+            checkpoint_seconds: least time between two saves, from 0; default 20.
             indicators: also record, for every epoch, how much of the teacher's low and high frequencies the student
                 has (:func:`g2m.frequency.indicators`), on the observed graph; needs ``outputs`` and edges. Default
                 False.
             trained: fitted students. One of the same options, graph, and outputs in what its method reads of them is
                 taken over, not trained again, and so is each of those that a search would train. Default none.
-            progress: show a bar.
-            on_epoch: called with each epoch's record.
+            progress: show a bar; default False.
+            on_epoch: called with each epoch's record; default ``None``.
 
         Raises:
             G2MError: if outputs are missing, of another graph, or lack what the method needs.
@@ -752,7 +760,7 @@ class Student(_Estimator):
         outputs = None if outputs is None else outputs.single()
         with seeded(self.seed, resolve_device(self.device)):
             model = self._build(graph.num_features, graph.num_classes)
-            search = method.search(model, graph, outputs)
+            search = method.search(model, graph.observed(), outputs)
             if search is None:  # what it would refuse to be built for, before positions cost anything
                 copy.deepcopy(method).build(model, outputs)
             return method, search
@@ -986,11 +994,11 @@ class Student(_Estimator):
     def predict_logits(self, x: Tensor | np.ndarray | Graph, edge_index: Tensor | np.ndarray | None = None) -> Tensor:
         """Return logits ``[N, C]`` for features ``[N, F]``, on the CPU wherever those are: no graph is asked for.
 
-        A student of a method with positions (``"nosmog"``, ``"onehop"``) may be asked about a graph that has the nodes
-        it was trained on, by their ids: others read the mean of their neighbours' positions. Asked about features, it
-        takes them for new nodes, that nothing is linked to but what ``edge_index`` says: arcs ``[2, E]`` from ids of
-        the graph trained on, of nodes that training saw (others do not count), to rows of ``x``; one given again counts
-        once, as in a graph.
+        A student that reads of neighbours (``"nosmog"``, ``"onehop"``, ``"auto"`` with ``neighbours=True``) may be
+        asked about a graph that has the nodes it was trained on, by their ids: others read the mean of their
+        neighbours' positions. Asked about features, it takes them for new nodes, that nothing is linked to but what
+        ``edge_index`` says: arcs ``[2, E]`` from ids of the graph trained on, of nodes that training saw (others do not
+        count), to rows of ``x``; one given again counts once, as in a graph.
 
         Raises:
             G2MError: on features of another shape, or on arcs that the student has no use for or that lead nowhere.
@@ -1010,19 +1018,12 @@ class Student(_Estimator):
             position = of_arcs(position, known, arcs, len(x))
         elif edge_index is not None:
             raise reads_no_edge(f"a student of method {getattr(self.method, 'name', self.method)!r}")
-        device = resolve_device(self.device)
-        self.model_.eval()
-        if device.type != "cpu":  # where weights are kept
-            self.model_.to(device)
-        chunks = x.split(_PREDICT_ROWS)
+        chunks, device = x.split(_PREDICT_ROWS), resolve_device(self.device)
         if position is not None:
             pairs = zip(chunks, position.split(_PREDICT_ROWS), strict=True)
             chunks = (torch.cat([part.to(device) for part in pair], 1) for pair in pairs)
-        with torch.no_grad():
-            logits = torch.cat([self.model_(rows.to(device)).logits.cpu() for rows in chunks])
-        if device.type != "cpu":
-            self.model_.to("cpu")
-        return logits
+        with on_device(self.model_, device):
+            return torch.cat([self.model_(rows.to(device)).logits.cpu() for rows in chunks])
 
     def _arcs_of(self, graph: Graph) -> Tensor:
         """Return the arcs that say whose positions the nodes of ``graph`` read, the one trained on, or raise."""
@@ -1115,7 +1116,11 @@ class Student(_Estimator):
 
     @classmethod
     def load(cls, path: str | Path) -> Student:
-        """Read a saved student. Its method need not be known here: predicting and saving do not take it."""
+        """Read a saved student. Its method need not be known here: predicting and saving do not take it.
+
+        Raises:
+            G2MError: if the file is missing, broken or of another kind.
+        """
         tensors, meta = storage.read(path, "student")
         config = dict(meta["config"])
         own = {name: config.pop(name) for name in list(config) if name not in cls._arguments()}

@@ -18,7 +18,7 @@ from g2m.estimators import Answer, OnEpoch, _Estimator, _restore, scores
 from g2m.graph_gnn import GRAPH_BACKBONES, POOLINGS, GraphGNN, divides_by_degrees, shape_of
 from g2m.graphs import Graphs
 from g2m.models import Output, backbone_options
-from g2m.train import fit, resolve_device, seeded
+from g2m.train import fit, on_device, resolve_device, seeded
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _PREDICT_GRAPHS = 4096  # graphs a forward pass takes at once in prediction: bounds memory, not results
@@ -39,21 +39,20 @@ class GraphClassifier(_Estimator):
 
     Args:
         backbone: ``"gin"`` (default), ``"gcn"``, ``"gat"`` or ``"sage"``; see :class:`~g2m.graph_gnn.GraphGNN`.
-        hidden_channels: default 64.
-        num_layers: default 3.
+        hidden_channels, num_layers: from 1; defaults 64, 3.
         pooling: ``"sum"`` (default), ``"mean"`` or ``"max"``.
         dropout: on pooled vectors, in [0, 1], default 0.
         norm: ``"none"`` (default), ``"batch"`` or ``"layer"``.
-        lr, weight_decay: of Adam; defaults 0.001, 0.
-        batch_size: graphs a step; default 128. ``"all"``: all of them.
-        draws: graphs, or records of a condensed set, an epoch, drawn in proportion to their weight; default ``None``:
-            each once, and the weight is in the loss.
-        max_epochs, patience: default 100, 50; the epoch is chosen on validation.
+        lr, weight_decay: of Adam, above 0 and from 0; defaults 0.001, 0.
+        batch_size: graphs a step, from 1; default 128. ``"all"``: all of them.
+        draws: graphs, or records of a condensed set, an epoch, from 1, drawn in proportion to their weight; default
+            ``None``: each once, and the weight is in the loss.
+        max_epochs, patience: from 1; defaults 100, 50; the epoch is chosen on validation.
         share: compute nodes that no network of so many layers can tell apart once (default): the same logits, losses
             and gradients, up to rounding, for less. ``False``: node by node.
         precision: of the numbers: ``"float32"`` (default) or ``"float64"``. In the latter, training with and without
             ``share`` agrees to the last digits; in the former, rounding tells such runs apart as seeds do.
-        seed: of initial weights, dropout and batch order; default 0.
+        seed: of initial weights, dropout and batch order, from 0 and below 2³²; default 0.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         options: of the backbone: ``heads``, ``attention_dropout`` (gat; with ``share=False``), ``reference`` (sage).
 
@@ -130,12 +129,14 @@ class GraphClassifier(_Estimator):
     ) -> GraphClassifier:
         """Train on the training graphs, or on what stands for them; the epoch is chosen on ``val``. Returns self.
 
+        Same seed, same bits, on CPU and the same number of threads.
+
         Args:
             graphs: needs the parts ``train`` and ``val``.
-            condensed: a set made from the training graphs of ``graphs``, to train on in their place.
-            checkpoint: file to save to while training and to resume from; removed at the end.
-            progress: show a bar.
-            on_epoch: called with each epoch's record.
+            condensed: a set made from the training graphs of ``graphs``, to train on in their place; default ``None``.
+            checkpoint: file to save to while training and to resume from; removed at the end. Default ``None``.
+            progress: show a bar; default False.
+            on_epoch: called with each epoch's record; default ``None``.
 
         Raises:
             G2MError: if the condensed set is of other graphs, or its trees have too few hops for the network.
@@ -192,17 +193,12 @@ class GraphClassifier(_Estimator):
         self._check_fitted()
         _check_graphs(graphs)
         shape, device = self.meta_["in_channels"], resolve_device(self.device)
-        parts = []
-        self.model_.to(device).eval()
         _check_columns("x", graphs.x, shape["node_columns"] if shape["x"] else None)
         if shape["edge_columns"] is not None and graphs.num_edges:
             _check_columns("edge_attr", graphs.edge_attr, shape["edge_columns"])
-        for ids in torch.arange(len(graphs)).split(_PREDICT_GRAPHS):
-            program = self.program(graphs.subset(ids))
-            with torch.no_grad():
-                parts.append(self.model_(program.to(device)).logits.cpu())
-        self.model_.to("cpu")
-        return torch.cat(parts)
+        with on_device(self.model_, device):
+            programs = (self.program(graphs.subset(ids)) for ids in torch.arange(len(graphs)).split(_PREDICT_GRAPHS))
+            return torch.cat([self.model_(program.to(device)).logits.cpu() for program in programs])
 
     def predict_proba(self, graphs: Graphs) -> Tensor:
         """Return probabilities: of classes ``[G, C]``, or of every task's class 1 ``[G, T]``."""
@@ -244,7 +240,11 @@ class GraphClassifier(_Estimator):
 
     @classmethod
     def load(cls, path: str | Path) -> GraphClassifier:
-        """Read a saved classifier."""
+        """Read a saved classifier.
+
+        Raises:
+            G2MError: if the file is missing, broken or of another kind.
+        """
         tensors, meta = storage.read(path, "graph classifier")
         return _restore(cls(**meta["config"]), tensors, meta, path)
 

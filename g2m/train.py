@@ -66,7 +66,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device named; ``"auto"`` is torch's current GPU if there is one, otherwise the CPU.
 
     Raises:
-        G2MError: if there is no such device here.
+        G2MError: if there is no such device here, or the caller has torch compute in another precision than float32.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,6 +76,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise G2MError(f"device: expected 'auto' or a device of this machine (got {device!r}: {reason}).") from None
+    autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    if autocast or torch.get_default_dtype() != torch.float32:
+        got = f"{torch.get_default_dtype()}{', autocast' * autocast}"
+        raise G2MError(
+            f"torch: expected the default dtype float32 and no autocast (got {got}). Set torch.set_default_dtype("
+            "torch.float32), and call g2m outside of torch.autocast."
+        )
     return resolved
 
 
@@ -97,9 +104,23 @@ def memory_of_the_gpu() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"device: the GPU's memory does not hold this training ({str(error).partition('. ')[0]}). Take a smaller "
+            f"device: the GPU's memory does not hold this ({str(error).partition('. ')[0]}). Take a smaller "
             "batch_size or hidden_channels, a teacher on partitions, fewer students at once, or device='cpu'."
         ) from error
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, a model is on a device, for answers; after it, whatever happens, where weights are kept, on the CPU."""
+    model.eval()
+    try:
+        with memory_of_the_gpu(), torch.no_grad():
+            if device.type != "cpu":
+                model.to(device)
+            yield
+    finally:
+        if device.type != "cpu":
+            model.to("cpu")
 
 
 @memory_of_the_gpu()
@@ -136,9 +157,10 @@ def fit(
         validate: the validation score of the model as it is, higher is better; called in evaluation mode, without grad.
         lr: Adam's learning rate, above 0; default 0.01.
         weight_decay: L2 weight inside Adam, from 0; default 5e-4.
-        max_epochs: default 200.
-        patience: stop after this many epochs without a score at least as good as the best; default 50.
-        seed: of batch order and dropout; default 0. Same seed, same bits on CPU; the caller's streams are untouched.
+        max_epochs: from 1; default 200.
+        patience: stop after this many epochs, from 1, without a score at least as good as the best; default 50.
+        seed: of batch order and dropout, from 0 and below 2³²; default 0. Same seed, same bits, on CPU and the same
+            number of threads; the caller's streams are untouched.
         device: ``"auto"`` (default), ``"cpu"``, ``"cuda"`` …
         checkpoint: file to save to while training and to resume from if it exists; removed at the end.
         checkpoint_seconds: least time between two saves; default 20.
@@ -457,9 +479,12 @@ def _save(path: str | Path, identity: Mapping[str, Any], run: Run) -> None:
 
 def _resume(path: str | Path, identity: Mapping[str, Any], run: Run) -> int:
     """Take a run to where its checkpoint is, if there is one; return how many epochs are done."""
-    if not Path(path).exists():
+    try:
+        tensors, meta = storage.read(path, "checkpoint")
+    except FileError:
+        if Path(path).exists():
+            raise
         return 0
-    tensors, meta = storage.read(path, "checkpoint")
     if meta["identity"] != identity:
         changed = sorted(k for k in identity | meta["identity"] if identity.get(k) != meta["identity"].get(k))
         raise FileError(

@@ -562,6 +562,11 @@ def test_teacher_save_and_load(model, tmp_path):
     assert torch.equal(loaded.outputs(GRAPH).logits, taught.outputs(GRAPH).logits)
 
 
+def test_a_file_of_a_named_teacher_takes_no_module(taught, tmp_path):
+    with pytest.raises(G2MError, match=r"^module: .* holds g2m's 'sage' \(got one of yours\)\. Leave it out"):
+        Teacher.load(taught.save(tmp_path / "t"), own())
+
+
 def test_files_of_one_are_none_of_the_other(trained, taught, tmp_path):
     with pytest.raises(G2MError, match=r"expected a teacher file \(got a student"):
         Teacher.load(trained.save(tmp_path / "s"))
@@ -652,6 +657,12 @@ def test_a_module_that_does_not_answer_as_expected_is_refused(module, message):
             train()
 
 
+def test_a_part_of_the_loss_that_is_called_label_is_refused():
+    module = Answers(lambda logits: Output(logits, None, {"label": logits.square().mean()}))
+    with pytest.raises(G2MError, match=r"^module: 'label' .*output\.extra"):
+        Teacher(module, max_epochs=1).fit(GRAPH)
+
+
 def test_a_module_without_parameters_is_not_trained():
     with pytest.raises(G2MError, match=r"module: expected parameters to train .*from_trained"):
         Teacher(Answers().requires_grad_(False), max_epochs=1).fit(GRAPH)
@@ -731,6 +742,21 @@ def test_a_cached_teacher_is_not_trained_again(tmp_path):
     assert torch.equal(first.outputs(GRAPH).logits, again.outputs(GRAPH).logits)
     assert again.meta_ == first.meta_
     assert same_bits(weights(first), weights(teacher().fit(GRAPH)))
+
+
+def test_a_cached_teacher_is_of_the_graph_it_is_asked_for_on(tmp_path):
+    graph = blocks(unseen=True)
+    teacher().fit(graph, cache=tmp_path)
+    again = teacher().fit(replace(graph.observed(), name="mine"), cache=tmp_path, on_epoch=never)
+    assert (again.meta_["graph"], again.meta_["setting"]) == ("mine", "transductive")
+
+
+def test_a_teacher_of_another_version_is_trained(tmp_path, monkeypatch):
+    teacher().fit(GRAPH, cache=tmp_path)
+    monkeypatch.setattr(estimators, "versions", lambda: {"g2m": "99.0"})
+    seen = []
+    teacher().fit(GRAPH, cache=tmp_path, on_epoch=seen.append)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize(
@@ -1027,6 +1053,13 @@ def test_several_networks_answer_with_their_mean_probabilities(model, unseen, tm
         assert learner(method=method, **options).fit(graph, outputs).score(graph) >= 0
 
 
+def test_several_networks_of_the_last_seed_have_seeds_as_well():
+    last = (1 << 32) - 1
+    trained = teacher(members=2, seed=last, max_epochs=1).fit(GRAPH)
+    alone = teacher(seed=1_000_002, max_epochs=1).fit(GRAPH)
+    assert same_bits(trained.model_.members[1].state_dict(), alone.model_.state_dict())
+
+
 def test_several_networks_share_the_cache_with_each_alone(tmp_path):
     seen = []
     for seed in SEEDS[:2]:
@@ -1157,7 +1190,12 @@ def test_a_gpu_that_is_too_small_is_a_mistake_with_a_way_out(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB. GPU 0 has …")
 
     message = r"^device: the GPU's memory does not hold .*\(CUDA out of memory\)"
+    taught = teacher().fit(GRAPH)
     monkeypatch.setattr(models.GNN, "forward", full)
+    for ask in (lambda: teacher().fit(GRAPH), lambda: taught.predict(GRAPH)):
+        with pytest.raises(G2MError, match=message):
+            ask()
+    monkeypatch.setattr(models.GNN, "inputs_for", full)
     with pytest.raises(G2MError, match=message):
         teacher().fit(GRAPH)
     monkeypatch.setattr(models.MLP, "forward", full)

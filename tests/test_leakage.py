@@ -109,6 +109,14 @@ def test_unseen_nodes_do_not_reach_a_student_through_its_teacher(name):
         assert same_bits(*map(weights, results))
 
 
+def test_a_search_is_given_the_observed_graph_alone(monkeypatch):
+    graph, given = blocks(unseen=True), []
+    monkeypatch.setattr(REGISTRY["glnn"], "search", lambda self, model, graph, outputs: given.append(graph))
+    fitted("glnn", graph)
+    assert given
+    assert all(each is graph.observed() for each in given)
+
+
 @backbones
 @pytest.mark.parametrize("change", ["other_features", "other_labels", "other_edges"])
 def test_the_same_changes_to_training_nodes_do_reach_the_teacher(backbone, change):

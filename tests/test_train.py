@@ -274,6 +274,15 @@ def test_device():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_another_precision_of_the_callers_is_refused(request):
+    with torch.autocast("cpu"), pytest.raises(G2MError, match=r"^torch: expected .* \(got torch.float32, autocast\)"):
+        run()
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    with pytest.raises(G2MError, match=r"^torch: expected the default dtype float32 .* \(got torch.float64\)"):
+        run()
+
+
 # -- random streams ------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +460,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-10])
     with pytest.raises(G2MError, match="truncated"):
         run(**options)
+
+
+def test_a_checkpoint_that_another_process_has_just_removed_is_none(tmp_path, monkeypatch):
+    def removed(path, kind):
+        path.unlink()
+        return read(path, kind)
+
+    options, read = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0}, storage.read
+    with pytest.raises(Killed):
+        run(on_epoch=kill_at(1), **options)
+    monkeypatch.setattr(storage, "read", removed)
+    again, history = run(**options)
+    assert same_bits(again, run()[0])
+    assert len(history) == 6
 
 
 def test_saves_keep_their_distance(tmp_path, monkeypatch):
