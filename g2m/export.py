@@ -128,9 +128,10 @@ def export(
     """Write a student as ``.onnx`` or ``.pt2``, and a model card beside it (:func:`card_path`).
 
     The file takes ``features`` ``[N, F]``, float32, any N, and gives ``logits`` and ``probabilities`` ``[N, C]``. All
-    the student does to features is inside. Of one that reads of neighbours (``"nosmog"``, ``"onehop"``) the rows that
-    it keeps of them are as well, and beside features the file takes ``edge_index`` ``[2, E]``, int64, any E, as
-    :meth:`Student.predict_logits` does. Before anything is written, its answers are compared with the student's.
+    the student does to features is inside. Of one that reads of neighbours (``"nosmog"``, ``"onehop"``, ``"auto"`` with
+    ``neighbours=True``) the rows that it keeps of them are as well, and beside features the file takes ``edge_index``
+    ``[2, E]``, int64, any E, as :meth:`Student.predict_logits` does. Before anything is written, its answers are
+    compared with the student's.
 
     Args:
         student: fitted.
@@ -452,7 +453,12 @@ class Exported:
     """An exported student: features in, classes out, as :class:`~g2m.Student` has it; ``meta`` says what it is.
 
     One that has rows of neighbours also takes ``edge_index`` ``[2, E]``, arcs from ids of the graph trained on to rows
-    of features.
+    of features. :meth:`load` opens a file.
+
+    Args:
+        run: features ``[N, F]``, and arcs ``[2, E]`` of one that has rows of neighbours, to logits and probabilities
+            ``[N, C]``.
+        meta: what the file says it is.
     """
 
     def __init__(self, run: Run, meta: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Graph:
         y: labels ``[N]`` (or ``[N, 1]``), integers from 0; -1 marks an unlabelled node.
         split: node ids (or boolean masks ``[N]``) under ``train``, ``val``, ``test``; parts do not overlap.
             ``unseen``, a part of ``test``, is present in the inductive setting only.
-        name: what reports and errors call the graph.
+        name: what reports and errors call the graph; default ``"graph"``.
         num_classes: number of classes; default ``max(y) + 1``, over all nodes: give it where a class may occur on
             unseen nodes alone.
         metric: ``"accuracy"`` (default) or ``"rocauc"`` (two classes).
@@ -94,7 +94,7 @@ class Graph:
                 ``[N]`` or ``[N, S]`` (S splits), become the split.
             split: ids or masks under ``train``, ``val``, ``test``; takes the place of the masks.
             split_index: which of the S splits to take, taken modulo S; default 0.
-            name: what reports call the graph.
+            name: what reports call the graph; default ``"graph"``.
             options: passed on to :class:`Graph` (``num_classes``, ``metric``, ``keep_loops``).
 
         Raises:
@@ -133,11 +133,12 @@ class Graph:
 
         Args:
             graph: a networkx graph.
-            x: node attribute (a number or a list of numbers), or several attributes, set side by side.
-            y: node attribute with the class, an integer from 0 (-1: unlabelled).
+            x: node attribute (a number or a list of numbers), or several attributes, set side by side; default
+                ``"x"``.
+            y: node attribute with the class, an integer from 0 (-1: unlabelled); default ``"y"``.
             split: a node attribute that says ``"train"``, ``"val"`` or ``"test"`` (anything else: in no part), or
-                ids or masks as in :class:`Graph`.
-            name: what reports call the graph.
+                ids or masks as in :class:`Graph`; default ``None``: no parts.
+            name: what reports call the graph; default ``"graph"``.
             options: passed on to :class:`Graph`.
 
         Raises:

@@ -275,6 +275,10 @@ class MLP(_Layers):
         self.norms = nn.ModuleList(_norm(norm, width) for _, width in widths[:-1])
 
     def forward(self, x: Tensor | CSR, between: Between = None) -> Output:
+        """Return, for features ``[N, F]``, logits ``[N, C]`` and the last hidden state ``[N, H]``, if there is one.
+
+        ``between`` makes of that state, before dropout, what the last layer reads; default ``None``: the state itself.
+        """
         hidden, x = self.through(lambda i, x: lambda finish: finish(self.layers[i](x)), x, between)
         return Output(self.layers[-1](x), hidden)
 

@@ -94,7 +94,8 @@ class Method(nn.Module):
         """Yield methods to train by, in the place of this one; return the number of the one that the student becomes.
 
         Each is answered with the student's score on ``val``, −∞ if it could not be trained; they are counted from 0.
-        Default ``None``: there is nothing to search. ``model`` is a student as it would be trained, to look at.
+        Default ``None``: there is nothing to search. ``model`` is a student as it would be trained, to look at, and
+        ``graph`` the observed one.
         """
         return None
 
@@ -124,6 +125,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def forward(self, output: Output, batch: Batch) -> Mapping[str, Tensor]:
+        """Return :meth:`loss`."""
         return self.loss(output, batch)
 
     @classmethod
