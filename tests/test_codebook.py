@@ -357,6 +357,21 @@ def test_codes_without_members_come_back_unless_they_are_left_alone(options, dea
 
 
 @metrics
+@pytest.mark.parametrize(("dead_threshold", "steps"), [(0.6, 1), (0.5, 2), (0.3, 2), (0.2, 3)])
+def test_a_code_is_replaced_once_it_has_fewer_members_than_the_threshold(metric, dead_threshold, steps):
+    """Without members, of one in moving average 0.5, 0.25, 0.125 … are left; it then has as many as the threshold."""
+    book = codebook(2, 2, metric=metric, decay=0.5, kmeans_iterations=0, dead_threshold=dead_threshold)
+    book.codes[:] = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    book.sums.copy_(book.codes)
+    for step in range(1, steps + 1):
+        left = book.codes[0, 1].clone()
+        book(torch.tensor([[1.0, 0.1], [1.0, -0.1]]))
+        assert torch.allclose(book.codes[0, 1], left) == (step < steps)
+    assert book.counts[0, 1] == pytest.approx(dead_threshold)
+    torch.testing.assert_close(book.sums[0, 1], dead_threshold * book.codes[0, 1])
+
+
+@metrics
 def test_a_code_without_members_takes_the_place_of_a_vector_far_from_its_own(metric):
     """One of a hundred vectors is: by chance alone it would hardly be drawn."""
     x = torch.tensor([1.0, 0.1, 0.0]).repeat(100, 1)

@@ -179,6 +179,35 @@ def test_of_several_references_of_a_teacher_the_one_trained_in_the_same_way_coun
     assert (gains["krd"], gains["hidden"]) == pytest.approx((30, 40))
 
 
+def gains_over_glnn(*given):
+    """Of students by method, options and score: how far each is above its reference, whichever comes first."""
+    records = [
+        record(method=method, options=options, score=score, seed=seed)
+        for seed in range(3)
+        for method, options, score in given
+    ]
+    rows = grouped(records)
+    found, other = (
+        {d.model: d.mean for d in differences(order, *TEST, "glnn") if d.against == "glnn"}
+        for order in (rows, rows[::-1])
+    )
+    assert found == pytest.approx(other)
+    return found
+
+
+def test_the_plain_reference_has_the_shipped_options_then_no_codes():
+    codes, other, third = ["teacher.tokenizer=inside"], ["dropout=0.5"], ["lr=0.5"]
+    assert gains_over_glnn(("glnn", codes, 0.3), ("glnn", other, 0.2)) == pytest.approx({"glnn dropout=0.5": -10})
+    assert gains_over_glnn(("glnn", codes, 0.3), ("glnn", (), 0.1)) == pytest.approx({"glnn + codes inside": 20})
+    assert gains_over_glnn(("glnn", other, 0.3), ("glnn", third, 0.1)) == pytest.approx({"glnn lr=0.5": -20})
+
+
+def test_a_reference_of_the_same_teacher_comes_before_one_trained_in_the_same_way():
+    teacher, student = ["teacher.lr=0.5"], ["dropout=0.5"]
+    given = (("glnn", teacher, 0.1), ("glnn", student, 0.2), ("hidden", [*teacher, *student], 0.5))
+    assert gains_over_glnn(*given)["hidden"] == pytest.approx(40)
+
+
 def test_graphs_of_other_options_cost_what_they_cost():
     records = [record("sbm", options=[f"data.num_nodes={n}"], seconds=n) for n in (300, 600)]
     assert {cost.data: cost.seconds for cost in costs(grouped(records))} == {
@@ -249,6 +278,12 @@ def test_overall_says_nothing_of_five_pairs_and_nothing_differs_where_all_are_eq
     assert (total(5, 0.1).p, total(5, 0.1).significant) == (None, False)
     assert total(6, 0.1).p == pytest.approx(2 / 2**6)
     assert (total(6, 0).p, total(6, 0).same) == (1, 6)
+
+
+def test_pairs_of_too_few_seeds_for_a_test_are_neither_better_nor_the_same():
+    scores = {(data, "sage", m): draws(0, 2) + 0.1 * (m == "hidden") for data in DATA for m in ("glnn", "hidden")}
+    total = next(each for each in overall(differences(grouped(trainings(scores)), *TEST, "glnn")))
+    assert (total.pairs, total.better, total.same, total.worse) == (4, 0, 0, 0)
 
 
 # -- ranks -----------------------------------------------------------------------------------------------------
@@ -339,6 +374,17 @@ def test_speeds_by_hand():
     assert {(speed.pairs, speed.of) for speed in found.values()} == {(2, 2)}
     untimed = [*records, record("computers-cpf", score=0.9)]
     assert {(speed.pairs, speed.of) for speed in speeds(grouped(untimed), *TEST)} == {(2, 3)}
+
+
+def test_each_student_is_compared_with_its_own_teacher_where_that_is_scored():
+    times = {"ms": 1.0, "teacher_ms": 2.0}
+    records = [record(score=0.5, teacher_score=0.6, **times)]
+    records += [record(score=0.5, teacher_score=0.9, options=["teacher.tokenizer=inside"], **times)]
+    records += [record(method="mlp", score=0.5, **times)]
+    above = {speed.model: speed.over_teacher for speed in speeds(grouped(records), *TEST)}
+    assert above == pytest.approx({"SAGE": 0, "glnn": -10, "glnn + codes inside": -40, "mlp": -10})
+    records[0]["teacher_scores"]["test"] = None
+    assert {speed.model for speed in speeds(grouped(records), *TEST)} == {"SAGE", "glnn + codes inside"}
 
 
 def test_the_unit_of_time_does_not_change_how_much_faster_a_model_is():

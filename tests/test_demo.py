@@ -1,13 +1,14 @@
 import json
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
 
-from g2m import bench, cli
+from g2m import bench, cli, demo
 from g2m.bench import read_results
 from g2m.data import load
 from g2m.demo import run_demo
@@ -19,8 +20,17 @@ from g2m.outputs import TeacherOutputs
 MODELS = {"SAGE", "GLNN", "MLP"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Measure latencies for a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("teacher_latency", "student_latency"):
+            patch.setattr(demo, name, partial(getattr(demo, name), seconds=0.02))
+        yield
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def made(tmp_path_factory):
     """The demo's folder, its rows, and what it was told on the way."""
     folder, seen, threads = tmp_path_factory.mktemp("demo") / "new", [], torch.get_num_threads()
 
@@ -37,8 +47,15 @@ def demo(tmp_path_factory):
     return folder, rows, seen
 
 
-def test_everything_is_there(demo):
-    folder, rows, seen = demo
+@pytest.fixture
+def copied(made, tmp_path):
+    """The same, in a folder of the test's own."""
+    folder, rows, _ = made
+    return shutil.copytree(folder, tmp_path / "demo"), rows
+
+
+def test_everything_is_there(made):
+    folder, rows, seen = made
     names = {file.name for file in folder.iterdir()}
     assert names == {
         *(f"{name}.safetensors" for name in ("teacher", "outputs", "student")),
@@ -51,8 +68,8 @@ def test_everything_is_there(demo):
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rows_are_the_scores_of_the_runs(demo):
-    _, rows, seen = demo
+def test_rows_are_the_scores_of_the_runs(made):
+    _, rows, seen = made
     assert {row["model"] for row in rows} == MODELS
     scores = {(r["method"].upper(), r["setting"]): r["scores"] for r in seen}
     scores |= {("SAGE", r["setting"]): r["teacher_scores"] for r in seen if r["teacher"]}
@@ -64,15 +81,15 @@ def test_rows_are_the_scores_of_the_runs(demo):
     assert {row["model"]: row["speedup_1"] for row in rows}["SAGE"] == 1
 
 
-def test_the_student_learned_from_its_teacher(demo):
-    _, rows, _ = demo
+def test_the_student_learned_from_its_teacher(made):
+    _, rows, _ = made
     accuracy = {row["model"]: row["transductive"] for row in rows}
     assert accuracy["GLNN"] > accuracy["MLP"] + 2
     assert accuracy["SAGE"] > 90
 
 
-def test_the_artifacts_are_those_of_the_table(demo):
-    folder, rows, _ = demo
+def test_the_artifacts_are_those_of_the_table(made):
+    folder, rows, _ = made
     graph = load("digits", seed=0)
     student, teacher = Student.load(folder / "student.safetensors"), Teacher.load(folder / "teacher.safetensors")
     row = {row["model"]: row for row in rows}
@@ -83,8 +100,8 @@ def test_the_artifacts_are_those_of_the_table(demo):
     assert outputs.logits.equal(teacher.outputs(graph).logits)
 
 
-def test_a_second_run_trains_nothing(demo, monkeypatch):
-    folder, rows, _ = demo
+def test_a_second_run_trains_nothing(copied, monkeypatch):
+    folder, rows = copied
 
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
@@ -96,8 +113,8 @@ def test_a_second_run_trains_nothing(demo, monkeypatch):
     assert read_results(folder / "demo.jsonl") == again
 
 
-def test_the_command_prints_json_or_a_table_and_code_that_runs(demo, monkeypatch, capsys):
-    folder, _, _ = demo
+def test_the_command_prints_json_or_a_table_and_code_that_runs(copied, monkeypatch, capsys):
+    folder, _ = copied
     monkeypatch.setattr(bench, "run_cell", None)
     monkeypatch.setattr(sys, "argv", ["g2m", "demo", "--out", str(folder), "--seeds", "1", "--json"])
     with pytest.raises(SystemExit, match="0"):
@@ -115,16 +132,16 @@ def test_the_command_prints_json_or_a_table_and_code_that_runs(demo, monkeypatch
     assert (classes == truth).mean() >= 0.7
 
 
-def test_what_was_taken_away_is_made_again(demo, monkeypatch):
-    folder, rows, _ = demo
+def test_what_was_taken_away_is_made_again(copied):
+    folder, rows = copied
     (folder / "mlp" / "student.safetensors").unlink()
     again = run_demo(folder, seeds=1)
     assert [row["transductive"] for row in again] == [row["transductive"] for row in rows]
     assert (folder / "mlp" / "student.safetensors").is_file()
 
 
-def test_a_finished_demo_is_known_without_its_cache(demo):
-    folder, rows, _ = demo
+def test_a_finished_demo_is_known_without_its_cache(copied):
+    folder, rows = copied
     shutil.rmtree(folder / "cache")
     assert run_demo(folder, seeds=1)[0]["transductive"] == rows[0]["transductive"]
 

@@ -144,6 +144,12 @@ def test_tables_are_made_by_a_command_that_can_be_run(page):
         assert all(path.startswith("docs/results/") for path in words[2:-2])
 
 
+def test_every_results_file_is_the_tables_of_one_page():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = [path for c in re.findall(r"^<!-- (g2m report .*?) -->$", pages, re.M) for path in shlex.split(c)[2:-2]]
+    assert sorted(shown) == sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "results").glob("*.jsonl"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_are_those_of_the_results_files(page):
     text = page.read_text(encoding="utf-8")

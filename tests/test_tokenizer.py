@@ -409,13 +409,26 @@ def test_a_saved_teacher_gives_the_same(place, tmp_path):
     loaded = Teacher.load(trained.save(tmp_path / "teacher.safetensors"))
     assert same_bits(weights(trained), weights(loaded))
     assert loaded.meta_ == trained.meta_
-    assert trained.history_.seconds == pytest.approx(loaded.history_.seconds, abs=1e-3), "of codes beside as well"
+    assert trained.history_.seconds == pytest.approx(loaded.history_.seconds, abs=1e-3)
     assert loaded.params() == trained.params() | {"device": "auto"}
     first, second = trained.outputs(GRAPH), loaded.outputs(GRAPH)
     assert first.fingerprint() == second.fingerprint()
     assert first.meta == second.meta
     third = TeacherOutputs.load(first.save(tmp_path / "outputs.safetensors"))
     assert torch.equal(third.codes(), second.codes())
+
+
+@places
+def test_seconds_are_those_of_all_that_was_trained(place, monkeypatch):
+    def timed(*given, **options):
+        history = fit(*given, **options)
+        history.seconds = float(next(seconds))
+        return history
+
+    fit, seconds = estimators.fit, iter([10, 200])
+    monkeypatch.setattr(estimators, "fit", timed)
+    trained = teacher(place, **OPTIONS[place]).fit(GRAPH)
+    assert trained.history_.seconds == trained.meta_["seconds"] == (210 if place == "beside" else 10)
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------

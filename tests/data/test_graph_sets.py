@@ -93,6 +93,14 @@ def test_tu_is_what_pyg_makes_of_it_where_it_forgets_no_graph(tmp_path):
     assert load(card, root=tmp_path).num_features == 3
 
 
+def test_half_a_file_of_labels_is_refused(tmp_path):
+    card = small_tu("mutag", tmp_path)
+    path = tmp_path / next(file for file in card.files if "graph_labels" in file)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(G2MError, match=r"files of 'mutag' .* cannot be read .*5 labels for 7 graphs"):
+        load(card, root=tmp_path)
+
+
 def test_tu_edge_labels_come_with_an_archive_that_has_them(tmp_path):
     card = small_tu("mutag", tmp_path)
     folder = (tmp_path / card.files[0]).parent
