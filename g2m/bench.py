@@ -202,7 +202,7 @@ def run_cell(
         root: data folder, see :func:`g2m.load`.
         cache: folder of trained teachers; default :func:`cache_folder`.
         folder: keep teacher, outputs and student there, with checkpoints to resume from; default: keep none.
-        progress: show bars.
+        progress: show bars; default False.
     """
     begun = _Begun(cell, root=root, cache=cache, all_outputs=folder is not None, progress=progress)
     known, there, checkpoint = _students(begun.graph), [], None
@@ -450,7 +450,7 @@ def run(
         stack: seeds whose students are trained at once, see :func:`run_stacked`; default 1. Cells with a folder,
             and methods that search, go one by one.
         folders: by cell key, where to keep what was trained; where a file of that is gone, the cell is run again.
-        progress: show a bar per training (one process only).
+        progress: show a bar per training (one process only); default False.
         on_error: called with a cell that a user's mistake made fail, and the run goes on. Default: the mistake ends it.
         options: ``root`` and ``cache`` of :func:`run_cell`.
 

@@ -95,7 +95,7 @@ def run_ogb(
         workers: processes; threads are divided among them. Default 1: this process.
         root: data folder, see :func:`g2m.load`.
         cache: folder of trained teachers and condensed sets.
-        progress: show a bar per training.
+        progress: show a bar per training; default False.
 
     Raises:
         G2MError: on a data set that is not there, or not one of those; on a wrong argument; and if the Evaluator does

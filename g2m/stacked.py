@@ -72,7 +72,7 @@ def fit_stacked(
         graph: of all, or one for each.
         outputs: of all, or one for each, as ``fit`` takes them.
         width: how many are trained at once; default 8 on CPU, 128 on GPU. Memory follows it.
-        progress: show a bar of students.
+        progress: show a bar of students; default False.
         on_epoch: called with a student's place and an epoch's record; true: give that student up, it stays unfitted.
 
     Returns:

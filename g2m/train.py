@@ -168,7 +168,7 @@ def fit(
         identity: what a checkpoint must have been made for; another one is refused.
         observe: asked like ``validate``; what it gives joins the epoch's record.
         on_epoch: called with each epoch's record; may raise to stop, for example to prune a trial.
-        progress: shows a progress bar under this title.
+        progress: shows a progress bar under this title; default ``None``: none.
         shared: where processes are joined (:mod:`g2m.distributed`), train it with all of them: the model's answer for a
             row depends on that row alone, and the batches are the same in all. Default False.
 
