@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ class Graph:
         put("y", _labels(self.y, len(self.x)))
         put("num_classes", check_num_classes(self.num_classes, self.y, self.metric, "node"))
         put("edge_index", _edges(self.edge_index, len(self.x), self.keep_loops, self.name))
-        put("split", _split(self.split, self.y))
+        put("split", check_split(self.split, self.y, PARTS, "node"))
         put("node_id", torch.arange(len(self.x)) if self.node_id is None else _node_id(self.node_id, len(self.x)))
 
     # -- ways in -----------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def check_features(x: Any) -> Tensor:
 
 def _integers(name: str, value: Any, expected: str) -> Tensor:
     value = _tensor(name, value)
-    if value.is_floating_point() or value.is_complex() or (value.dtype == torch.bool and name != "split"):
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         whole = value.is_floating_point() and bool(torch.isfinite(value).all()) and bool((value == value.round()).all())
         if not whole:
             raise G2MError(f"{name}: expected {expected} as integers (got {value.dtype}).")
@@ -436,15 +436,18 @@ def check_num_classes(num_classes: int | None, y: Tensor, metric: str, of: str) 
     return num_classes
 
 
-def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tensor:
+def arcs_of(edge_index: Any, num_nodes: int) -> Tensor:
+    """Return arcs ``[2, E]`` between ``num_nodes`` nodes as int64; nothing, of any shape, is no arc."""
     edge_index = _tensor("edge_index", edge_index)
     if edge_index.numel() == 0:
         edge_index = edge_index.reshape(2, 0).long()
     edge_index = _integers("edge_index", edge_index, "node ids")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        hint = " Transpose it." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
-        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).{hint}")
     check_edge_index(edge_index, num_nodes)
+    return edge_index
+
+
+def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tensor:
+    edge_index = arcs_of(edge_index, num_nodes)
     if not keep_loops and contains_self_loops(edge_index):
         edge_index, _ = remove_self_loops(edge_index)
     if edge_index.size(1) == 0:
@@ -452,45 +455,49 @@ def _edges(edge_index: Any, num_nodes: int, keep_loops: bool, name: str) -> Tens
     return coalesce(edge_index, num_nodes=num_nodes).contiguous()
 
 
-def _split(split: Mapping[str, Any], y: Tensor) -> dict[str, Tensor]:
+def check_split(split: Any, y: Tensor, parts: Iterable[str], what: str) -> dict[str, Tensor]:
+    """Return ascending ids by part. No two share a node or graph (``what``), but ``unseen`` lies within ``test``."""
     if not isinstance(split, Mapping):
-        raise G2MError(f"split: expected a mapping from part to node ids (got {type(split).__name__}).")
-    check_keys("split", split, PARTS)
-    ids = {part: _ids(part, split[part], y) for part in PARTS if part in split}
-    parts = [part for part in ids if part != "unseen"]
-    for i, first in enumerate(parts):
-        for second in parts[i + 1 :]:
-            both = ids[first][torch.isin(ids[first], ids[second])]
-            if len(both):
-                raise G2MError(
-                    f"split: expected parts without common nodes "
-                    f"(got {len(both)} in both {first!r} and {second!r}, the first is node {int(both[0])})."
-                )
-    if "unseen" in ids and not torch.isin(ids["unseen"], ids.get("test", ids["unseen"][:0])).all():
-        raise G2MError("split: expected 'unseen' to be a part of 'test' (got nodes outside it).")
+        raise G2MError(f"split: expected a mapping from part to {what} ids (got {type(split).__name__}).")
+    check_keys("split", split, parts)
+    made: dict[str, Tensor] = {}
+    owner = torch.full((len(y),), -1)
+    for number, part in enumerate(part for part in parts if part in split):
+        ids = check_ids(f"split[{part!r}]", split[part], len(y), what).sort().values
+        if repeats := int((ids.diff() == 0).sum()):
+            raise G2MError(f"split: expected each {what} once in {part!r} (got {repeats} repeats).")
+        if y.dim() == 1 and (y[ids] < 0).any():  # a missing label of one task among several is left out of its score
+            raise G2MError(
+                f"split: expected labelled {what}s in {part!r} (got {what} {int(ids[y[ids] < 0][0])} without a label)."
+            )
+        if part == "unseen":
+            if not torch.isin(ids, made.get("test", ids[:0])).all():
+                raise G2MError("split: expected 'unseen' to be a part of 'test' (got nodes outside it).")
+        elif len(both := ids[owner[ids] >= 0]):
+            other = list(made)[int(owner[both[0]])]
+            raise G2MError(
+                f"split: expected parts without common {what}s (got {len(both)} in both {other!r} and {part!r}, "
+                f"the first is {what} {int(both[0])})."
+            )
+        else:
+            owner[ids] = number
+        made[part] = ids
+    return made
+
+
+def check_ids(argument: str, ids: Any, size: int, what: str) -> Tensor:
+    """Return ids from ids or a mask ``[size]``; refuse none, and a node or graph (``what``) that is not there."""
+    ids = _tensor(argument, ids)
+    if ids.dtype == torch.bool:
+        if ids.shape != (size,):
+            raise G2MError(f"{argument}: expected a mask of shape [{size}] (got {tuple(ids.shape)}).")
+        ids = ids.nonzero()
+    if ids.numel() == 0:
+        raise G2MError(f"{argument}: expected at least one {what} (got none).")
+    ids = _integers(argument, ids, f"{what} ids").flatten()
+    if ids.min() < 0 or ids.max() >= size:
+        raise G2MError(f"{argument}: expected {what} ids in [0, {size - 1}] (got {int(ids.min())} … {int(ids.max())}).")
     return ids
-
-
-def _ids(part: str, value: Any, y: Tensor) -> Tensor:
-    value = _tensor("split", value)
-    if value.dtype == torch.bool:
-        if value.shape != y.shape:
-            raise G2MError(f"split: expected a mask of shape {list(y.shape)} for {part!r} (got {tuple(value.shape)}).")
-        value = value.nonzero().flatten()
-    ids = _integers("split", value, f"node ids for {part!r}").flatten()
-    if len(ids) == 0:
-        raise G2MError(f"split: expected at least one node in {part!r} (got none).")
-    if ids.min() < 0 or ids.max() >= len(y):
-        raise G2MError(
-            f"split: expected node ids in [0, {len(y) - 1}] for {part!r} (got {int(ids.min())} … {int(ids.max())})."
-        )
-    unique = ids.unique()
-    if len(unique) != len(ids):
-        raise G2MError(f"split: expected each node once in {part!r} (got {len(ids) - len(unique)} repeats).")
-    if (y[unique] < 0).any():
-        node = int(unique[y[unique] < 0][0])
-        raise G2MError(f"split: expected labelled nodes in {part!r} (got node {node} with label -1).")
-    return unique
 
 
 def check_edge_index(edge_index: Any, num_nodes: int, *, of: str = "", hint: str = "") -> None:
@@ -499,7 +506,8 @@ def check_edge_index(edge_index: Any, num_nodes: int, *, of: str = "", hint: str
         got = edge_index.dtype if isinstance(edge_index, Tensor) else type(edge_index).__name__
         raise G2MError(f"edge_index: expected a tensor of int64 (got {got}). Convert it with .long().")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).")
+        turn = " Transpose it." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
+        raise G2MError(f"edge_index: expected shape [2, E] (got {tuple(edge_index.shape)}).{turn}")
     wrong = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
     if wrong.any():
         column = int(wrong.nonzero()[0])

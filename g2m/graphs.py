@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.utils import cumsum
 
-from g2m.errors import G2MError, check_flag, check_keys, choose
-from g2m.graph import METRICS, _integers, _tensor, check_edge_index, check_num_classes
+from g2m.errors import G2MError, check_flag, choose
+from g2m.graph import METRICS, _integers, _tensor, arcs_of, check_ids, check_num_classes, check_split
 
 PARTS = ("train", "val", "test")
 
@@ -78,7 +78,7 @@ class Graphs:
         put("edge_attr", edge_attr)
         put("y", _labels(self.y, len(self)))
         put("num_classes", _num_classes(self.num_classes, self.y, self.metric))
-        put("split", _split(self.split, self.y))
+        put("split", check_split(self.split, self.y, PARTS, "graph"))
         graph_id = torch.arange(len(self)) if self.graph_id is None else _integers("graph_id", self.graph_id, "ids")
         if graph_id.shape != (len(self),):
             raise G2MError(f"graph_id: expected {len(self)} ids, one per graph (got shape {tuple(graph_id.shape)}).")
@@ -200,7 +200,7 @@ class Graphs:
         Raises:
             G2MError: on no graph at all, or one that is not there.
         """
-        ids = _ids("ids", ids, len(self))
+        ids = check_ids("ids", ids, len(self), "graph")
         sizes, arcs = (ends[ids + 1] - ends[ids] for ends in (self.ptr, self.edge_ptr))
         ptr = cumsum(sizes)
         nodes, edges = _rows(self.ptr[ids], sizes), _rows(self.edge_ptr[ids], arcs)
@@ -348,11 +348,7 @@ def _attributes(name: str, value: Any, rows: int, what: str) -> Tensor | None:
 
 
 def _edge_index(edge_index: Any, batch: Tensor) -> Tensor:
-    edge_index = _tensor("edge_index", edge_index)
-    if edge_index.numel() == 0:
-        edge_index = edge_index.reshape(2, 0).long()
-    edge_index = _integers("edge_index", edge_index, "node ids")
-    check_edge_index(edge_index, len(batch))
+    edge_index = arcs_of(edge_index, len(batch))
     first, second = batch[edge_index]
     if (first != second).any():
         column = int((first != second).nonzero()[0])
@@ -405,44 +401,6 @@ def _num_classes(num_classes: int | None, y: Tensor, metric: str) -> int:
     if num_classes not in (None, 2):
         raise G2MError(f"num_classes: expected 2 where y is [G, T], binary tasks (got {num_classes}).")
     return 2
-
-
-def _ids(argument: str, ids: Any, num_graphs: int) -> Tensor:
-    ids = _tensor(argument, ids)
-    if ids.dtype == torch.bool:
-        if ids.shape != (num_graphs,):
-            raise G2MError(f"{argument}: expected a mask of shape [{num_graphs}] (got {tuple(ids.shape)}).")
-        ids = ids.nonzero()
-    ids = ids.flatten()
-    if len(ids) == 0:
-        raise G2MError(f"{argument}: expected at least one graph (got none).")
-    ids = _integers(argument, ids, "graph ids")
-    if ids.min() < 0 or ids.max() >= num_graphs:
-        raise G2MError(
-            f"{argument}: expected graph ids in [0, {num_graphs - 1}] (got {int(ids.min())} … {int(ids.max())})."
-        )
-    return ids
-
-
-def _split(split: Mapping[str, Any], y: Tensor) -> dict[str, Tensor]:
-    if not isinstance(split, Mapping):
-        raise G2MError(f"split: expected a mapping from part to graph ids (got {type(split).__name__}).")
-    check_keys("split", split, PARTS)
-    parts, owner = {}, torch.full((len(y),), -1)
-    for number, part in enumerate(part for part in PARTS if part in split):
-        parts[part] = ids = _ids(f"split[{part!r}]", split[part], len(y)).sort().values
-        if (ids.diff() == 0).any():
-            raise G2MError(f"split: expected each graph once in {part!r} (got {int((ids.diff() == 0).sum())} repeats).")
-        if (owner[ids] >= 0).any():
-            first = int(ids[owner[ids] >= 0][0])
-            other = list(parts)[int(owner[first])]
-            raise G2MError(f"split: expected parts without common graphs (got graph {first} in {other!r}, {part!r}).")
-        if y.dim() == 1 and (y[ids] < 0).any():  # a missing label of one task among several is left out of its score
-            raise G2MError(
-                f"split: expected labelled graphs in {part!r} (got graph {int(ids[y[ids] < 0][0])} without a label)."
-            )
-        owner[ids] = number
-    return parts
 
 
 def _rows(start: Tensor, count: Tensor) -> Tensor:

@@ -272,7 +272,7 @@ def test_repr():
         ({"split": {"train": [3]}}, r"split\['train'\]: expected graph ids in \[0, 2\]"),
         ({"split": {"train": [True, False]}}, r"split\['train'\]: expected a mask of shape \[3\]"),
         ({"split": {"train": [0, 0]}}, "expected each graph once in 'train' .* 1 repeats"),
-        ({"split": {"train": [0, 1], "val": [2], "test": [1]}}, "got graph 1 in 'train', 'test'"),
+        ({"split": {"train": [0, 1], "val": [2], "test": [1]}}, "1 in both 'train' and 'test', the first is graph 1"),
         ({"y": [0, 1, -1]}, "expected labelled graphs in 'test' .*graph 2"),
         ({"graph_id": torch.arange(4)}, "graph_id: expected 3 ids"),
         ({"graph_id": ["a"] * 3}, "graph_id: expected a tensor or an array of numbers"),
