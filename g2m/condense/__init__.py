@@ -4,10 +4,8 @@ from g2m.condense.baselines import doscond, herding, kcenter, random_graphs
 from g2m.condense.condensed import CondensedSet, Trees
 from g2m.condense.methods import METHODS, budget_bytes, condense, everything, lossless
 from g2m.condense.mining import (
-    CountItems,
     Cover,
     Itemsets,
-    count_items,
     cover,
     mine,
     top_k,
@@ -34,7 +32,6 @@ __all__ = [
     "METHODS",
     "ClassDAG",
     "CondensedSet",
-    "CountItems",
     "CountModel",
     "Cover",
     "Forest",
@@ -51,7 +48,6 @@ __all__ = [
     "Trees",
     "budget_bytes",
     "condense",
-    "count_items",
     "cover",
     "doscond",
     "everything",

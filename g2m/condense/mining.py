@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain, islice
-from math import ceil, inf, isqrt
+from math import ceil, isqrt
 from numbers import Integral, Real
 
 import numpy as np
@@ -27,8 +27,6 @@ from scipy.sparse import csr_array, issparse, sparray, spmatrix
 from g2m.errors import G2MError, check_range, check_whole, choose
 
 KINDS = ("closed", "frequent", "maximal")
-ENCODINGS = ("set", "counts", "ratio")
-RATIOS = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # thresholds of "ratio"; 0: occurs at all
 LIMIT = 100_000
 _BITMAP_BYTES = 2**30
 _BLOCK = 256  # items whose pairs are counted, or patterns that are unpacked, at a time
@@ -51,7 +49,6 @@ class Itemsets:
         num_transactions: size of the database.
         min_support: threshold from which on none of this kind is missing, as a count.
         kind: ``"closed"``, ``"frequent"`` or ``"maximal"``.
-        max_size: larger ones were left out; None: of any size.
     """
 
     items: tuple[Itemset, ...]
@@ -59,7 +56,6 @@ class Itemsets:
     num_transactions: int
     min_support: int
     kind: str = "closed"
-    max_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -67,11 +63,16 @@ class Itemsets:
     def __iter__(self) -> Iterator[Itemset]:
         return iter(self.items)
 
+    def number_within(self, size_of: Callable[[int], float], budget: float) -> int:
+        """Return the largest number of first itemsets, of one support all or none, whose size fits the budget."""
+        ends = np.append(np.flatnonzero(np.diff(self.supports)) + 1, len(self)).tolist()
+        fitting = bisect_left(ends, True, key=lambda end: size_of(end) > budget)
+        return ends[fitting - 1] if fitting else 0
+
     def __repr__(self) -> str:
-        size = "" if self.max_size is None else f", at most {self.max_size} items"
         return (
             f"Itemsets({len(self):,} {self.kind} of {self.num_transactions:,} transactions, "
-            f"support from {self.min_support:,}{size})"
+            f"support from {self.min_support:,})"
         )
 
 
@@ -131,7 +132,6 @@ def mine(
     *,
     min_support: float,
     kind: str = "closed",
-    max_size: int | None = None,
     limit: int = LIMIT,
 ) -> Itemsets:
     """Return every closed, frequent or maximal itemset from a support on (Mirage: Gupta et al., ICLR 2024).
@@ -144,8 +144,6 @@ def mine(
             N sets of item ids.
         min_support: a whole number from 1: that many transactions; otherwise a share of them in (0, 1].
         kind: ``"closed"`` (default), ``"frequent"`` or ``"maximal"``.
-        max_size: leave out itemsets of more items, from 1; default None: leave out none. What is closed or maximal
-            does not depend on it.
         limit: itemsets found, for maximal ones also the closed ones they are among, from 1; default 100,000, a second
             or two.
 
@@ -154,10 +152,10 @@ def mine(
             are frequent take more memory than 1 GiB.
     """
     matrix, floor = _database(transactions, min_support)
-    _check_options(kind, KINDS, max_size)
+    choose("kind", kind, KINDS)
     check_whole("limit", limit)
     found, longest = [], 0
-    for visited, (support, items, maximal) in enumerate(_walk(matrix, floor, kind, max_size), 1):
+    for visited, (support, items, maximal) in enumerate(_walk(matrix, floor, kind), 1):
         longest = max(longest, len(items))
         if visited > limit:
             least = 2**longest - 1 if kind == "frequent" else 0  # every part of a frequent itemset is frequent
@@ -170,7 +168,7 @@ def mine(
         if maximal or kind != "maximal":
             found.append((-support, items))
     found.sort()
-    return _itemsets([(-negative, items) for negative, items in found], matrix, floor, kind, max_size)
+    return _itemsets([(-negative, items) for negative, items in found], matrix, floor, kind)
 
 
 def top_k(
@@ -179,7 +177,6 @@ def top_k(
     *,
     kind: str = "closed",
     min_support: float = 1,
-    max_size: int | None = None,
 ) -> Itemsets:
     """Return the k itemsets of highest support, in the order of all; fewer if there are no more.
 
@@ -190,14 +187,13 @@ def top_k(
         k: from 1. Of itemsets with the same support, those with the lower items stay.
         kind: ``"closed"`` (default) or ``"frequent"``.
         min_support: none below, default 1; a number or share as in :func:`mine`.
-        max_size: as in :func:`mine`, default None.
 
     Raises:
         G2MError: if an argument is out of its range, or if the items take more memory than 1 GiB.
     """
     matrix, floor = _database(transactions, min_support)
-    _check_options(kind, KINDS[:2], max_size)
-    return _top_k(matrix, check_whole("k", k), kind, floor, max_size)
+    choose("kind", kind, KINDS[:2])
+    return _top_k(matrix, check_whole("k", k), kind, floor)
 
 
 def within_budget(
@@ -207,7 +203,6 @@ def within_budget(
     *,
     kind: str = "closed",
     min_support: float = 1,
-    max_size: int | None = None,
     limit: int = LIMIT,
 ) -> Itemsets:
     """Return all itemsets from the lowest threshold on at which they fit the budget, found by bisection.
@@ -224,7 +219,6 @@ def within_budget(
         kind: ``"closed"`` (default) or ``"frequent"``. Maximal itemsets of a lower threshold do not include those of a
             higher one.
         min_support: threshold to go down to, default 1; a number or share as in :func:`mine`.
-        max_size: as in :func:`mine`, default None.
         limit: itemsets that may fit, from 1; default 100,000.
 
     Raises:
@@ -232,29 +226,25 @@ def within_budget(
             ``limit`` fit it.
     """
     matrix, floor = _database(transactions, min_support)
-    _check_options(kind, KINDS[:2], max_size)
+    choose("kind", kind, KINDS[:2])
     check_range("budget", budget, 0)
     check_whole("limit", limit)
     if size_of([]) > budget:
         raise G2MError(f"budget: expected at least {size_of([])}, the size of no itemsets (got {budget}). Raise it.")
     k, start = 64, None
     while True:
-        found = _top_k(matrix, min(k, limit + 1), kind, floor, max_size, start)
+        found = _top_k(matrix, min(k, limit + 1), kind, floor, start)
         if len(found) < min(k, limit + 1) or size_of(found.items) > budget:
             break
         if k > limit:
-            raise G2MError(
+            raise TooManyError(
                 f"limit: expected at most {limit:,} itemsets within budget={budget} (got more). "
                 "Lower the budget, raise min_support or raise limit."
             )
         k, start = 2 * k, int(found.supports[-1]) * 2 // 3
-    # Itemsets of higher support come first, so that a threshold cuts off a tail. The last support, of which some may
-    # be missing, is over the budget as it is.
-    ends = np.append(np.flatnonzero(np.diff(found.supports)) + 1, len(found)).tolist()
-    fitting = bisect_left(ends, True, key=lambda end: size_of(found.items[:end]) > budget)
-    end = ends[fitting - 1] if fitting else 0
+    end = found.number_within(lambda end: size_of(found.items[:end]), budget)  # fewer: the last support is over
     threshold = floor if end == len(found) else int(found.supports[end]) + 1
-    return Itemsets(found.items[:end], found.supports[:end], found.num_transactions, threshold, kind, max_size)
+    return Itemsets(found.items[:end], found.supports[:end], found.num_transactions, threshold, kind)
 
 
 # -- patterns in data ------------------------------------------------------------------------------------------------
@@ -284,120 +274,25 @@ def cover(transactions: Transactions, patterns: Iterable[Iterable[int]]) -> Cove
     return Cover(bits, num)
 
 
-# -- counts as items -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CountItems:
-    """Items "t occurs at least m times", numbered by t, then m; made by :func:`count_items`.
-
-    Args:
-        item: t of each ``[K]``.
-        at_least: m of each ``[K]``; of "ratio", the share of the transaction, where 0 means that t occurs.
-        encoding: ``"set"``, ``"counts"`` or ``"ratio"``.
-    """
-
-    item: NDArray[np.int64]
-    at_least: NDArray[np.int64] | NDArray[np.float64]
-    encoding: str
-
-    def __len__(self) -> int:
-        return len(self.item)
-
-    def __repr__(self) -> str:
-        return f"CountItems({len(self):,} of encoding {self.encoding!r})"
-
-    def encode(self, transactions: Transactions) -> csr_array:
-        """Return the transactions in these items ``[N, K]``; multiplicities beyond the highest m count as that one.
-
-        Args:
-            transactions: as in :func:`mine`, with multiplicities; what these items do not know is left out.
-
-        Raises:
-            G2MError: if the transactions are not as in :func:`mine`.
-        """
-        matrix = _matrix(transactions)
-        first = np.searchsorted(self.item, np.arange(matrix.shape[1] + 1))
-        levels = np.minimum(_levels(matrix, self.encoding) + 1, np.diff(first)[matrix.indices])
-        ends = levels.cumsum()
-        column = np.arange(levels.sum()) + np.repeat(first[matrix.indices] - ends + levels, levels)
-        indptr = np.append(0, ends)[matrix.indptr]
-        return csr_array((np.ones(len(column), np.int64), column, indptr), shape=(matrix.shape[0], len(self)))
-
-    def canonical(self, pattern: Iterable[int]) -> Itemset:
-        """Return the shortest pattern of the same meaning: of every t the largest m, which implies the others."""
-        pattern = self._known(pattern)
-        item = self.item[list(pattern)]
-        return tuple(p for p, last in zip(pattern, np.append(item[1:] != item[:-1], True), strict=False) if last)
-
-    def decode(self, pattern: Iterable[int]) -> tuple[tuple[int, float], ...]:
-        """Return the canonical form of a pattern as pairs (t, m)."""
-        pattern = list(self.canonical(pattern))
-        return tuple(zip(self.item[pattern].tolist(), self.at_least[pattern].tolist(), strict=True))
-
-    def _known(self, pattern: Iterable[int]) -> Itemset:
-        pattern = _pattern(pattern)
-        if pattern and pattern[-1] >= len(self):
-            raise G2MError(f"pattern: expected items below {len(self)} (got {pattern[-1]}). Mine what encode() gives.")
-        return pattern
-
-
-def count_items(transactions: Transactions, encoding: str = "set") -> tuple[csr_array, CountItems]:
-    """Return transactions whose items say how often, for mining ``[N, K]``, and the meaning of those items.
-
-    "t occurs at least m times" implies the same of every smaller m, so that itemset mining holds as it is: a closed
-    itemset has all m up to its largest, which :meth:`CountItems.canonical` keeps alone.
-
-    Args:
-        transactions: as in :func:`mine`, with multiplicities; items repeated in a list count.
-        encoding: ``"set"`` (default): t occurs; ``"counts"``: m is 1, 2, 4, 8, …; ``"ratio"``: m is the share of the
-            transaction that t makes up, 1/16, 1/8, 1/4, 1/2, 1, or 0 if it occurs at all.
-
-    Raises:
-        G2MError: if the encoding is another, or the transactions are not as in :func:`mine`.
-    """
-    matrix = _matrix(transactions)
-    choose("encoding", encoding, ENCODINGS)
-    highest = np.full(matrix.shape[1], -1)
-    np.maximum.at(highest, matrix.indices, _levels(matrix, encoding))
-    num = highest + 1
-    item = np.repeat(np.arange(len(num)), num)
-    level = np.arange(len(item)) - np.repeat(num.cumsum() - num, num)
-    items = CountItems(item, np.array(RATIOS)[level] if encoding == "ratio" else 1 << level, encoding)
-    return items.encode(matrix), items
-
-
-def _levels(matrix: csr_array, encoding: str) -> NDArray[np.int64]:
-    """Return the position of the highest threshold that every entry reaches."""
-    if encoding == "ratio":
-        share = matrix.data / np.repeat(matrix.sum(1), np.diff(matrix.indptr))
-        return np.searchsorted(RATIOS, share, side="right") - 1
-    return np.frexp(matrix.data)[1].astype(np.int64) - 1 if encoding == "counts" else np.zeros(matrix.nnz, np.int64)
-
-
 # -- the search ------------------------------------------------------------------------------------------------------
 
 
-def _top_k(
-    matrix: csr_array, k: int, kind: str, floor: int, max_size: int | None, start: int | None = None
-) -> Itemsets:
+def _top_k(matrix: csr_array, k: int, kind: str, floor: int, start: int | None = None) -> Itemsets:
     if start is None:
         counts, rank = np.sort(np.bincount(matrix.indices)), isqrt(k)
         # Where √k items are frequent, k itemsets or fewer usually are. Far below, every step would weigh rare items.
         start = int(counts[-rank]) if rank <= len(counts) else floor
     threshold = max(floor, start)
     while True:
-        found = [node[:2] for node in islice(_walk(matrix, threshold, kind, max_size, k), k)]
+        found = [node[:2] for node in islice(_walk(matrix, threshold, kind, k), k)]
         if len(found) == k or threshold == floor:
             break
         threshold = max(floor, threshold // 2)
     complete = found[-1][0] + 1 if len(found) == k else floor  # more with the last support may have been left out
-    return _itemsets(found, matrix, complete, kind, max_size)
+    return _itemsets(found, matrix, complete, kind)
 
 
-def _walk(
-    matrix: csr_array, floor: int, kind: str, max_size: int | None, k: int | None = None
-) -> Iterator[tuple[int, Itemset, bool]]:
+def _walk(matrix: csr_array, floor: int, kind: str, k: int | None = None) -> Iterator[tuple[int, Itemset, bool]]:
     """Yield support, itemset and whether it is maximal, depth first; given k, in order, for the first k to be taken."""
     closed = kind != "frequent"
     counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
@@ -418,8 +313,6 @@ def _walk(
     def admit(support: int, items: Itemset, added: Iterable[int], core: int, tid: int, tail: list[int]) -> None:
         nonlocal floor
         items = tuple(sorted((*items, *(names[j] for j in added))))
-        if len(items) > (max_size or inf):
-            return
         node = (-support, items, core, tid, tail)
         if k is None:
             queue.append(node)
@@ -479,11 +372,9 @@ def _roots(presence: csr_array, floor: int, closed: bool) -> Iterator[tuple[int,
                 yield support, closure, core, others[(counts >= floor) & (counts < support)].tolist()
 
 
-def _itemsets(
-    found: list[tuple[int, Itemset]], matrix: csr_array, floor: int, kind: str, max_size: int | None
-) -> Itemsets:
+def _itemsets(found: list[tuple[int, Itemset]], matrix: csr_array, floor: int, kind: str) -> Itemsets:
     supports = np.array([support for support, _ in found], np.int64)
-    return Itemsets(tuple(items for _, items in found), supports, matrix.shape[0], floor, kind, max_size)
+    return Itemsets(tuple(items for _, items in found), supports, matrix.shape[0], floor, kind)
 
 
 # -- what came in ----------------------------------------------------------------------------------------------------
@@ -551,9 +442,3 @@ def _bitmaps(matrix: csr_array) -> NDArray[np.uint8]:
     # An entry has a bit of its own, so that adding is setting.
     np.add.at(bits, matrix.indices.astype(np.int64) * width + (row >> 3), (128 >> (row & 7)).astype(np.uint8))
     return bits.reshape(matrix.shape[1], width)
-
-
-def _check_options(kind: str, kinds: Iterable[str], max_size: int | None) -> None:
-    choose("kind", kind, kinds)
-    if max_size is not None:
-        check_whole("max_size", max_size)

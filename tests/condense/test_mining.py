@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array, csr_array, csr_matrix, random_array
 
 from g2m.condense.mining import (
-    ENCODINGS,
     KINDS,
-    RATIOS,
     Itemsets,
-    count_items,
     cover,
     mine,
     top_k,
@@ -29,7 +26,6 @@ quick = settings(max_examples=60)
 databases = st.lists(st.frozensets(st.integers(0, 5), max_size=6), max_size=9)
 shares = st.floats(0, 1, exclude_min=True)
 thresholds = st.integers(1, 5) | shares
-MULTISETS = [[3, 3, 3, 3, 3, 0], [3, 3, 1], [], [1, 1, 1, 1], [0, 3, 3, 3, 3]]
 
 
 # -- oracles ---------------------------------------------------------------------------------------------------------
@@ -39,7 +35,7 @@ def holders(database, pattern) -> list[bool]:
     return [set(pattern) <= set(row) for row in database]
 
 
-def by_definition(database, threshold, kind="closed", max_size=None) -> list[tuple[tuple[int, ...], int]]:
+def by_definition(database, threshold, kind="closed") -> list[tuple[tuple[int, ...], int]]:
     """All itemsets of a kind with their supports, in order: from every subset of the items, and nothing clever."""
     items = sorted(set().union(*database))
     every = [p for size in range(1, len(items) + 1) for p in combinations(items, size)]
@@ -54,7 +50,7 @@ def by_definition(database, threshold, kind="closed", max_size=None) -> list[tup
         "closed": lambda p: frequent[p] not in above[p],
         "maximal": lambda p: not above[p],
     }[kind]
-    found = [(p, s) for p, s in frequent.items() if keep(p) and len(p) <= (max_size or len(items))]
+    found = [(p, s) for p, s in frequent.items() if keep(p)]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
 
@@ -70,12 +66,12 @@ def dense(rows: int, columns: int, density: float, seed: int = 0) -> csr_array:
 
 
 @settings(quick, max_examples=200)
-@given(databases, thresholds, st.sampled_from(KINDS), st.none() | st.integers(1, 4))
-def test_itemsets_are_those_of_the_definition_in_order(database, threshold, kind, max_size):
-    found = mine(database, min_support=threshold, kind=kind, max_size=max_size)
-    assert pairs(found) == by_definition(database, threshold, kind, max_size)
+@given(databases, thresholds, st.sampled_from(KINDS))
+def test_itemsets_are_those_of_the_definition_in_order(database, threshold, kind):
+    found = mine(database, min_support=threshold, kind=kind)
+    assert pairs(found) == by_definition(database, threshold, kind)
     assert len(found) == len(list(found)) == len(found.items)
-    assert (found.kind, found.max_size, found.num_transactions) == (kind, max_size, len(database))
+    assert (found.kind, found.num_transactions) == (kind, len(database))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -214,12 +210,12 @@ def test_itemsets_of_real_graphs(data_root, name, num_hops, label, threshold, fr
 
 
 @settings(quick, max_examples=100)
-@given(databases, st.integers(1, 40), thresholds, st.sampled_from(KINDS[:2]), st.none() | st.integers(1, 4))
-def test_top_k_are_the_first_of_all(database, k, threshold, kind, max_size):
-    every = by_definition(database, threshold, kind, max_size)
-    found = top_k(database, k, kind=kind, min_support=threshold, max_size=max_size)
+@given(databases, st.integers(1, 40), thresholds, st.sampled_from(KINDS[:2]))
+def test_top_k_are_the_first_of_all(database, k, threshold, kind):
+    every = by_definition(database, threshold, kind)
+    found = top_k(database, k, kind=kind, min_support=threshold)
     assert pairs(found) == every[:k]
-    complete = [pair for pair in by_definition(database, 1, kind, max_size) if pair[1] >= found.min_support]
+    complete = [pair for pair in by_definition(database, 1, kind) if pair[1] >= found.min_support]
     assert complete == pairs(found)[: len(complete)]  # from min_support on, none is missing
 
 
@@ -249,7 +245,6 @@ def test_an_explosion_is_refused_with_its_size_and_a_way_out():
     with pytest.raises(G2MError, match=rf"at least {2**60 - 1:,} frequent .*take kind='closed'"):
         mine(clique, min_support=2, kind="frequent", limit=1000)
     assert pairs(mine(clique, min_support=2, limit=1)) == [(tuple(range(60)), 5)]
-    assert pairs(mine(clique, min_support=2, kind="frequent", max_size=1)) == [((i,), 5) for i in range(60)]
 
 
 def test_bitmaps_that_would_fill_the_memory_are_refused(monkeypatch):
@@ -357,81 +352,6 @@ def test_covers_of_many_patterns_are_summed_in_blocks():
     assert np.array_equal(by_class, cover(matrix, found).dense() @ labels)
 
 
-# -- counts as items -------------------------------------------------------------------------------------------------
-
-multisets = st.lists(st.lists(st.integers(0, 3), max_size=14), max_size=8)
-
-
-def reaches(row, t, m, encoding) -> bool:
-    count = row.count(t)
-    return count > 0 and (count / len(row) if encoding == "ratio" else count) >= m
-
-
-@quick
-@given(multisets, st.sampled_from(ENCODINGS))
-def test_counted_items_are_present_where_the_count_is_reached(database, encoding):
-    matrix, items = count_items(database, encoding)
-    assert matrix.shape == (len(database), len(items))
-    for column, (t, m) in enumerate(zip(items.item.tolist(), items.at_least.tolist(), strict=True)):
-        expected = [reaches(row, t, m, encoding) for row in database]
-        assert any(expected)
-        assert matrix[:, [column]].toarray().ravel().tolist() == expected
-    levels = {"set": [1], "counts": [1, 2, 4, 8], "ratio": list(RATIOS)}[encoding]
-    for t in set().union(*database):  # no threshold that is reached is left out
-        reached = [m for m in levels if any(reaches(row, t, m, encoding) for row in database)]
-        assert items.at_least[items.item == t].tolist() == reached
-    assert np.array_equal(items.encode(database).toarray(), matrix.toarray())
-
-
-@quick
-@given(multisets, st.sampled_from(ENCODINGS), st.integers(1, 3))
-def test_a_closed_itemset_has_all_that_its_canonical_form_implies(database, encoding, floor):
-    matrix, items = count_items(database, encoding)
-    closed = mine(matrix, min_support=floor)
-    for pattern, support in pairs(closed):
-        decoded = items.decode(pattern)
-        assert len({t for t, _ in decoded}) == len(decoded) == len(items.canonical(pattern))
-        implied = [
-            i
-            for i, (t, m) in enumerate(zip(items.item.tolist(), items.at_least.tolist(), strict=True))
-            if m <= dict(decoded).get(t, -1)
-        ]
-        assert tuple(implied) == pattern
-        assert support == sum(all(reaches(row, t, m, encoding) for t, m in decoded) for row in database)
-        assert cover(matrix, [items.canonical(pattern)]).support.tolist() == [support]
-    assert len({items.canonical(p) for p in closed}) == len(closed)
-
-
-@quick
-@given(multisets, st.integers(0, 3))
-def test_more_of_an_item_never_loses_a_pattern(database, t):
-    _, items = count_items([*database, [t] * 20], "counts")
-    more = [[*row, t] for row in database]
-    assert (items.encode(more).toarray() >= items.encode(database).toarray()).all()
-
-
-def test_counts_by_hand():
-    matrix, items = count_items(MULTISETS, "counts")
-    assert list(zip(items.item.tolist(), items.at_least.tolist(), strict=True)) == [
-        (0, 1),
-        (1, 1),
-        (1, 2),
-        (1, 4),
-        (3, 1),
-        (3, 2),
-        (3, 4),
-    ]
-    assert matrix.toarray()[0].tolist() == [1, 0, 0, 0, 1, 1, 1]
-    assert items.decode(mine(matrix, min_support=3).items[0]) == ((3, 2),)
-    assert [items.decode(p) for p in mine(matrix, min_support=2)] == [((3, 2),), ((0, 1), (3, 4)), ((1, 1),)]
-
-
-def test_other_transactions_are_encoded_in_the_items_of_the_first():
-    _, items = count_items(MULTISETS, "counts")
-    other = items.encode([[3] * 100 + [9], [2], [1]])
-    assert [items.decode(np.flatnonzero(row)) for row in other.toarray()] == [((3, 4),), (), ((1, 1),)]
-
-
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -447,7 +367,7 @@ def test_a_threshold_is_a_count_or_a_share(min_support):
     ids=lambda given: type(given).__name__,
 )
 def test_transactions_are_a_sparse_matrix_or_a_list_of_sets(transactions):
-    for call in (lambda t: mine(t, min_support=1), lambda t: cover(t, []), lambda t: count_items(t)):
+    for call in (lambda t: mine(t, min_support=1), lambda t: cover(t, [])):
         with pytest.raises(G2MError, match=r"^transactions: expected a sparse matrix, or a list of sets"):
             call(transactions)
 
@@ -470,15 +390,12 @@ def test_multiplicities_are_whole(value):
     ("call", "message"),
     [
         (lambda d: mine(d, min_support=1, kind="close"), r"kind: .*Did you mean 'closed'\?"),
-        (lambda d: mine(d, min_support=1, max_size=0), "max_size: expected a whole number from 1"),
         (lambda d: mine(d, min_support=1, limit=0), "limit: expected a whole number from 1"),
         (lambda d: top_k(d, 0), "k: expected a whole number from 1"),
         (lambda d: top_k(d, 3, kind="maximal"), "kind: expected one of closed, frequent"),
         (lambda d: within_budget(d, len, 3, kind="maximal"), "kind: expected one of closed, frequent"),
         (lambda d: within_budget(d, len, -1), r"budget: expected a number in \[0, inf\]"),
         (lambda d: within_budget(d, len, 1, limit=0), "limit: expected a whole number from 1"),
-        (lambda d: count_items(d, "count"), r"encoding: .*Did you mean 'counts'\?"),
-        (lambda d: count_items(d)[1].decode([2]), "pattern: expected items below 2"),
         (lambda d: cover(d, (0, 1)), "pattern: expected a set of items .*Wrap"),
         (lambda d: cover(d, [[0]]).totals([1.0]), r"values: expected 2, one per transaction \(got shape \(1,\)\)"),
     ],
@@ -491,6 +408,4 @@ def test_what_is_out_of_range_is_named(call, message):
 def test_what_is_shown_says_how_many():
     database = [{0, 1}, {0}]
     assert repr(mine(database, min_support=1)) == "Itemsets(2 closed of 2 transactions, support from 1)"
-    assert repr(mine(database, min_support=1, max_size=1)).endswith("support from 1, at most 1 items)")
     assert repr(cover(database, [[0]])) == "Cover(1 patterns, 2 transactions)"
-    assert repr(count_items(database)[1]) == "CountItems(2 of encoding 'set')"
