@@ -603,7 +603,10 @@ def condense_command(
     target: Annotated[
         Path | None, typer.Option("--out", help="File to write; default DATA-METHOD.safetensors.")
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for plots: skew of the trees, the commonest ones.")] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(help="Folder for plots: skew of the trees, the commonest ones, the record that weighs most."),
+    ] = None,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
@@ -639,8 +642,15 @@ def condense_command(
     drawn = []
     if plots is not None:
         from g2m.condense.plots import draw_trees, plot_skew
+        from g2m.report import save_figure
 
-        drawn = [plot_skew(table.classes, plots / f"{data}-skew.png"), draw_trees(table, plots / f"{data}-trees.png")]
+        heaviest = int(made.weight.reshape(len(made), -1).sum(1).argmax())
+        record = made.draw(heaviest, max_nodes=train.num_nodes)
+        drawn = [
+            plot_skew(table.classes, plots / f"{data}-skew.png"),
+            draw_trees(table, plots / f"{data}-trees.png"),
+            save_figure(record, plots / f"{data}-{method}.png"),
+        ]
     if as_json:
         show_json(
             {"file": str(path), "records": len(made), "bytes": size.raw, "compressed": size.compressed}

@@ -906,7 +906,7 @@ def test_condense_says_how_trees_repeat_and_writes_the_set(call, place):
     assert (code, err) == (0, "")
     assert "Trees repeat with 2 hops" in out
     assert g2m.condense.CondensedSet.load("atlas-scored.safetensors").nbytes().raw <= 400
-    assert {path.name for path in (place / "plots").iterdir()} == {"atlas-skew.png", "atlas-trees.png"}
+    assert {path.stem for path in (place / "plots").iterdir()} == {"atlas-skew", "atlas-trees", "atlas-scored"}
 
 
 def test_a_path_is_printed_as_it_is(call):

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from g2m import storage
 from g2m.condense.program import Program
 from g2m.condense.trees import ClassDAG, Level, RowKeys
-from g2m.errors import G2MError, check_whole
+from g2m.errors import FileError, G2MError, check_whole
 from g2m.graphs import Graphs
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ class Trees:
     edge_attr: Tensor | None = None
     node_degree: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        lower = 0
+        for depth, level in enumerate(self.dag.levels):
+            _check_places(f"{depth}.key", level.key, len(self.x))
+            if depth:
+                _check_length(f"{depth}.below", level.below, len(level))
+                _check_offsets(f"{depth}.children", level.crow, len(level), len(level.child))
+                for name in ("edge_key", "multiplicity"):
+                    _check_length(f"{depth}.{name}", getattr(level, name), len(level.child))
+                _check_places(f"{depth}.below", level.below, lower)
+                _check_places(f"{depth}.child", level.child, lower)
+                if self.edge_attr is not None:
+                    _check_places(f"{depth}.edge_key", level.edge_key, len(self.edge_attr))
+            lower = len(level)
+        _check_places("bags", self.bags.indices, lower)
+        if self.node_degree is not None:
+            _check_length("node_degree", self.node_degree, len(self.x))
+
     def __len__(self) -> int:
         return self.bags.shape[0]
 
@@ -90,7 +109,7 @@ class Trees:
 class CondensedSet:
     """What stands for the training graphs of a data set: some graphs, or bags of computation trees; with labels.
 
-    Made by :func:`g2m.condense`. Train on it with ``GraphClassifier(…).fit(graphs, condensed)``.
+    Made by :func:`g2m.condense.condense`. Train on it with ``GraphClassifier(…).fit(graphs, condensed)``.
 
     Args:
         content: :class:`~g2m.graphs.Graphs` or :class:`Trees`, R of them.
@@ -103,6 +122,13 @@ class CondensedSet:
     y: Tensor
     weight: Tensor
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.content)
+        if self.y.dim() not in (1, 2) or len(self.y) != rows:
+            raise G2MError(f"y: expected shape [{rows}] or [{rows}, C] (got {list(self.y.shape)}).")
+        if self.weight.shape not in ((rows,), self.y.shape):
+            raise G2MError(f"weight: expected shape [{rows}], or that of y (got {list(self.weight.shape)}).")
 
     def __len__(self) -> int:
         return len(self.content)
@@ -181,7 +207,8 @@ class CondensedSet:
 
         A bag is a forest of its trees, with ``root_mask`` (pool these alone), ``root_weight`` (how often each root
         counts), ``y`` and ``weight``; where degrees are stored also ``degree``, of the node in its graph, to use in
-        place of those of the tree.
+        place of those of the tree. Where the graphs have no attributes, ``x`` of a bag is that degree ``[n, 1]``,
+        integers, and of a graph ``None``.
 
         Raises:
             G2MError: if the trees of a bag have more than ``max_nodes`` nodes together.
@@ -206,41 +233,33 @@ class CondensedSet:
         return made
 
     def draw(self, record: int, *, max_trees: int = 6, max_nodes: int = 200) -> Figure:
-        """Draw a graph, or the trees of a bag, those that count most first; with its label.
+        """Draw a graph, or the trees of a bag, those that count most first; with its label and its weight.
+
+        A tree of more than 60 nodes is cut to fewer hops, and says so.
 
         Args:
             record: which.
             max_trees: of a bag, from 1; default 6.
-            max_nodes: of a graph, or of one tree; default 200.
+            max_nodes: of a graph; default 200.
 
         Raises:
-            G2MError: on a record that is not there, or one with more nodes.
+            G2MError: on a record that is not there or has no nodes, or a graph with more nodes.
         """
-        from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+        from g2m.condense.plots import draw_bag, draw_graph
 
         if not 0 <= record < len(self):
             raise G2MError(f"record: expected one of 0 … {len(self) - 1} (got {record!r}).")
-        content, figure = self.content, Figure(layout="constrained")
-        figure.suptitle(f"y = {np.round(self.y[record].numpy(), 2).tolist()}")
-        if isinstance(content, Graphs):
-            import networkx as nx
-            from torch_geometric.utils import to_networkx
-
-            data = content[record]
-            if data.num_nodes > max_nodes:
-                raise G2MError(f"record: expected a graph of at most {max_nodes} nodes (got {data.num_nodes}).")
-            axes = figure.add_subplot(frame_on=False)
-            nx.draw_networkx(to_networkx(data, to_undirected=True), ax=axes, node_size=80, with_labels=False)
-            return figure
-        start, end = content.bags.indptr[record : record + 2]
-        items, times = content.bags.indices[start:end], content.bags.data[start:end]
-        order = np.argsort(-times, kind="stable")[: check_whole("max_trees", max_trees)]
-        for panel, i in enumerate(order):
-            axes = figure.add_subplot(1, len(order), panel + 1, frame_on=False)
-            content.dag.draw_on(axes, int(items[i]), max_nodes=max_nodes)
-            axes.set_title(f"× {times[i]:g}")
-        figure.set_size_inches(3 * max(len(order), 1), 1.1 * (content.dag.num_hops + 2))
-        return figure
+        y, weight = (
+            ", ".join(f"{value:.3g}" for value in of[record].flatten().tolist()) for of in (self.y, self.weight)
+        )
+        title, trees = f"Record {record}: y = {y}; weight = {weight}", isinstance(self.content, Trees)
+        size = np.diff(self.content.bags.indptr)[record] if trees else int(self.content.ptr.diff()[record])
+        if not size or (not trees and size > max_nodes):
+            what = "trees" if trees else f"1 to max_nodes={max_nodes} nodes"
+            raise G2MError(f"record: expected one of {what} (got {size} in record {record}). Draw another.")
+        if trees:
+            return draw_bag(self.content, record, title, check_whole("max_trees", max_trees))
+        return draw_graph(self.content[record], title)
 
     # -- file --------------------------------------------------------------------------------------------------
 
@@ -258,15 +277,23 @@ class CondensedSet:
         """Read a saved set.
 
         Raises:
-            G2MError: if the file is missing, truncated or changed.
+            FileError: if the file is missing, truncated, changed, or what it holds does not fit together.
         """
         tensors, meta = storage.read(path, "condensed set")
+        try:
+            return cls._of(tensors, meta)
+        except KeyError as error:
+            raise FileError(f"path: expected {error} in {str(path)!r} (got none). Condense again.") from None
+        except G2MError as error:
+            raise FileError(f"path: {str(path)!r} does not fit together: {error} Condense again.") from None
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> CondensedSet:
         notes, types = meta["notes"], meta["types"]
-        arrays = {
-            name[:-1]: unpack(tensors[name[:-1]].numpy() if name[:-1] in tensors else np.empty(0), how)
-            for name, how in notes.items()
-            if name.endswith(":")
-        }
+        arrays = {}
+        for name in (note[:-1] for note in notes if note.endswith(":")):
+            stored = tensors[name].numpy() if name in tensors else np.empty(0)
+            arrays[name] = unpack(stored, notes[f"{name}:"], name)
         weight, y = (arrays.pop(name).astype(types[name]) for name in ("weight", "y"))
         if notes.get("shares"):
             y = np.column_stack([y, _rest(y)])
@@ -281,6 +308,22 @@ class CondensedSet:
 
 
 # -- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def _check_length(name: str, array: np.ndarray | Tensor, size: int) -> None:
+    if tuple(array.shape) != (size,):
+        raise G2MError(f"{name}: expected shape [{size}] (got {list(array.shape)}).")
+
+
+def _check_places(name: str, places: np.ndarray, size: int) -> None:
+    if len(places) and not 0 <= places.min() <= places.max() < size:
+        raise G2MError(f"{name}: expected numbers in [0, {size - 1}] (got {places.min()} … {places.max()}).")
+
+
+def _check_offsets(name: str, offsets: np.ndarray, rows: int, total: int) -> None:
+    _check_length(name, np.diff(offsets), rows)
+    if offsets[-1] != total or (np.diff(offsets) < 0).any():
+        raise G2MError(f"{name}: expected numbers from 0 of sum {total} (got sum {offsets[-1]}).")
 
 
 def pack(array: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -302,10 +345,12 @@ def pack(array: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     return narrow(array), how
 
 
-def unpack(array: np.ndarray, how: Mapping[str, Any]) -> np.ndarray:
-    """Return what :func:`pack` was given, but for its type."""
+def unpack(array: np.ndarray, how: Mapping[str, Any], name: str) -> np.ndarray:
+    """Return what :func:`pack` was given, but for its type; the name is for the error of an array of another size."""
     if how.get("as") == "range":
         return np.arange(how["shape"][0])
+    if array.size != (1 if how.get("as") == "same" else prod(how["shape"])):
+        raise G2MError(f"{name}: expected shape {how['shape']} (got {array.size} numbers).")
     array = array / how["of"] if "of" in how else array
     return np.full(how["shape"], array[0]) if how.get("as") == "same" else array.reshape(how["shape"])
 
@@ -330,6 +375,10 @@ def narrow(array: np.ndarray) -> np.ndarray:
 def _rest(shares: np.ndarray) -> np.ndarray:
     """Return what shares ``[R, C - 1]`` leave of 1, to the same bit wherever they lie in memory."""
     return 1 - np.ascontiguousarray(shares).sum(1, dtype=shares.dtype)
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts.astype(np.int64))])
 
 
 def _table(name: str, x: Tensor, notes: dict[str, Any]) -> Arrays:
@@ -382,16 +431,21 @@ def _graph_arrays(graphs: Graphs) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _graphs_of(arrays: Arrays, notes: Mapping[str, Any]) -> Graphs:
-    ptr = np.concatenate([[0], np.cumsum(arrays["sizes"].astype(np.int64))])
-    edge = arrays["edge"].astype(np.int64) + np.repeat(ptr[:-1], arrays["arcs"].astype(np.int64))
+    ptr, arcs, edge = _offsets(arrays["sizes"]), _offsets(arrays["arcs"]), arrays["edge"].astype(np.int64)
+    _check_offsets("arcs", arcs, len(ptr) - 1, edge.shape[-1])
+    edge = edge + np.repeat(ptr[:-1], np.diff(arcs))
     x, attr = _untable("x", arrays, notes), _untable("edge_attr", arrays, notes)
+    of_node = None if x is None else arrays["key"].astype(np.int64)
     key = arrays["edge_key"].astype(np.int64) if attr is not None else None
+    for name, places, table in (("key", of_node, x), ("edge_key", key, attr)):
+        if places is not None:
+            _check_places(name, places, len(table))
     if notes["undirected"]:
         edge = np.concatenate([edge, edge[::-1]], 1)
         key = None if key is None else np.concatenate([key, key])
     num_graphs = len(ptr) - 1
     return Graphs(
-        x=None if x is None else x[torch.from_numpy(arrays["key"].astype(np.int64))],
+        x=None if x is None else x[torch.from_numpy(of_node)],
         edge_index=torch.from_numpy(edge),
         y=torch.zeros((num_graphs, 2) if notes["tasks"] else num_graphs, dtype=torch.long),  # labels are the set's
         ptr=torch.from_numpy(ptr),
@@ -425,21 +479,21 @@ def _trees_of(arrays: Arrays, notes: Mapping[str, Any]) -> Trees:
     def whole(name: str) -> np.ndarray:
         return arrays[name].astype(np.int64)
 
-    def offsets(name: str) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(whole(name))])
-
     x, edge_attr = _untable("x", arrays, notes), _untable("edge_attr", arrays, notes)
     none, key = np.empty(0, np.int64), whole("key")
     levels = [Level(key, none, np.zeros(len(key) + 1, np.int64), none, none, none)]
     for depth in range(1, notes["hops"] + 1):
         below, child = whole(f"{depth}.below"), whole(f"{depth}.child")
         edge = np.zeros_like(child) if edge_attr is None else whole(f"{depth}.edge")
-        crow = offsets(f"{depth}.children")
+        crow = _offsets(arrays[f"{depth}.children"])
+        _check_places(f"{depth}.below", below, len(levels[-1]))
         levels.append(Level(levels[-1].key[below], below, crow, edge, child, whole(f"{depth}.multiplicity")))
     dag = ClassDAG(tuple(levels), tuple(np.zeros(len(level), np.int64) for level in levels))
-    indptr = offsets("bag")
-    times = arrays["times"].astype(np.float32)
-    bags = csr_array((times, whole("item"), indptr), shape=(len(indptr) - 1, len(levels[-1])))
+    indptr, item, times = _offsets(arrays["bag"]), whole("item"), arrays["times"].astype(np.float32)
+    _check_offsets("bag", indptr, len(indptr) - 1, len(item))
+    _check_length("times", times, len(item))
+    _check_places("item", item, len(levels[-1]))
+    bags = csr_array((times, item, indptr), shape=(len(indptr) - 1, len(levels[-1])))
     degree = torch.from_numpy(whole("node_degree")) if "node_degree" in arrays else None
     degree = x[:, 0].long() if notes.get("x_is_degree") else degree
     return Trees(dag, bags, x, edge_attr, degree)

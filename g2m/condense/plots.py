@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from g2m.condense.bench import SETS
+from g2m.condense.condensed import Trees
 from g2m.condense.mirage import TreeTable
 from g2m.condense.trees import ClassDAG, TreeClasses, _numpy
 from g2m.errors import G2MError, check_whole
@@ -22,6 +23,7 @@ from g2m.report import mean_std, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch_geometric.data import Data
 
 Record = Mapping[str, Any]
 
@@ -110,30 +112,76 @@ def draw_trees(table: TreeTable, path: str | Path, *, num_trees: int = 6) -> Pat
 
 
 def _trees(table: TreeTable, num_trees: int) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
-
     counts = table.dag.counts[-1]
     chosen = np.argsort(-counts, kind="stable")[: check_whole("num_trees", num_trees)]
     support = np.bincount(table.counts.indices, minlength=len(counts)) / len(table.graphs)
     part, kept = table.dag.restrict(chosen)
     places = np.searchsorted(kept[-1], chosen)
-    cuts = [_cut(part, place) for place in places]
-    forests = [dag.unroll([tree]) for dag, tree in cuts]
-    nodes, arcs = (np.unique(np.concatenate([getattr(f, name) for f in forests])) for name in ("key", "edge_key"))
-    label, edge_label, caption = _labels(table, nodes, arcs)
-    figure, drawn = Figure(), []
-    for place, forest, (dag, tree) in zip(places, forests, cuts, strict=True):
-        whole = kept[-1][place]
-        title = f"{_share(counts[whole] / table.classes.num_nodes)} of nodes\n{_share(support[whole])} of graphs"
-        if dag.num_hops < table.num_hops:
-            title += f"\ncut to {_many(dag.num_hops, 'hop')}:\n{len(forest.key)} of {part.sizes[-1][place]:,.0f} nodes"
-        axes = figure.add_subplot(frame_on=False)
-        axes.set_title(title, fontsize=9)
-        size = dag.draw_on(axes, tree, label=label, edge_label=edge_label, number=nodes.tolist().index)
-        drawn.append((axes, *size))
+    titles = [
+        f"{_share(counts[tree] / table.classes.num_nodes)} of nodes\n{_share(support[tree])} of graphs"
+        for tree in chosen
+    ]
     which = "All" if len(chosen) == len(counts) else f"The {len(chosen)} most frequent of"
     known, share = _many(len(counts), "tree"), _share(counts[chosen].sum() / table.classes.num_nodes)
-    _arrange(figure, drawn, f"{which} {known} of {_many(table.num_hops, 'hop')}: {share} of the nodes", caption)
+    heading = f"{which} {known} of {_many(table.num_hops, 'hop')}: {share} of the nodes"
+    return _side_by_side(part, places, titles, table.attributes, heading)
+
+
+def draw_bag(content: Trees, record: int, heading: str, max_trees: int) -> Figure:
+    """Draw the trees of a bag, those that count most first."""
+    start, end = content.bags.indptr[record : record + 2]
+    items, times = content.bags.indices[start:end], content.bags.data[start:end]
+    order = np.argsort(-times, kind="stable")[:max_trees]
+    attributes = {name: getattr(content, name) for name in ("x", "edge_attr", "node_degree")}
+    return _side_by_side(content.dag, items[order], [f"× {n:g}" for n in times[order]], attributes, heading)
+
+
+def draw_graph(data: Data, heading: str) -> Figure:
+    """Draw a graph, with the attributes of its nodes where it has some."""
+    import networkx as nx
+    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+    from torch_geometric.utils import to_networkx
+
+    figure, labels = Figure(layout="constrained"), None
+    figure.suptitle(heading)
+    axes = figure.add_subplot(frame_on=False)
+    if data.x is not None:
+        rows, key = data.x.unique(dim=0, return_inverse=True)
+        names, caption = _names(rows, np.arange(len(rows)), "node")
+        labels = {node: names[k] for node, k in enumerate(key.tolist())}
+        figure.supxlabel("\n".join(textwrap.wrap(caption, 90)), fontsize=8.5, color="0.3")
+    graph = to_networkx(data, to_undirected=True)
+    nx.draw_networkx(
+        graph,
+        nx.spring_layout(graph, seed=0),
+        ax=axes,
+        labels=labels,
+        with_labels=labels is not None,
+        node_size=150,
+        node_color="0.85",
+        edge_color="0.6",
+        font_size=8,
+    )
+    return figure
+
+
+def _side_by_side(
+    dag: ClassDAG, trees: Sequence[int], titles: Sequence[str], attributes: Mapping[str, Tensor | None], heading: str
+) -> Figure:
+    from matplotlib.figure import Figure  # no pyplot: no window system is asked for
+
+    cuts = [_cut(dag, tree) for tree in trees]
+    forests = [part.unroll([tree]) for part, tree in cuts]
+    nodes, arcs = (np.unique(np.concatenate([getattr(f, name) for f in forests])) for name in ("key", "edge_key"))
+    label, edge_label, caption = _labels(attributes, nodes, arcs)
+    figure, drawn = Figure(), []
+    for whole, title, forest, (part, tree) in zip(trees, titles, forests, cuts, strict=True):
+        axes = figure.add_subplot(frame_on=False)
+        if part.num_hops < dag.num_hops:
+            title += f"\ncut to {_many(part.num_hops, 'hop')}:\n{len(forest.key)} of {dag.sizes[-1][whole]:,.0f} nodes"
+        axes.set_title(title, fontsize=9)
+        drawn.append((axes, *part.draw_on(axes, tree, label=label, edge_label=edge_label, number=nodes.tolist().index)))
+    _arrange(figure, drawn, heading, caption)
     return figure
 
 
@@ -145,12 +193,12 @@ def _cut(dag: ClassDAG, tree: int) -> tuple[ClassDAG, int]:
 
 
 def _labels(
-    table: TreeTable, nodes: np.ndarray, arcs: np.ndarray
+    attributes: Mapping[str, Tensor | None], nodes: np.ndarray, arcs: np.ndarray
 ) -> tuple[Callable[[int], str], Callable[[int], str] | None, str]:
     """Return the text of a node's key and of an arc's, and what they say; arcs have none where all drawn are alike."""
-    rows, attr, degree = (table.attributes[name] for name in ("x", "edge_attr", "node_degree"))
+    rows, attr, degree = (attributes[name] for name in ("x", "edge_attr", "node_degree"))
     names, caption = _names(rows, nodes, "node")
-    if table.keys.node_ == "degree":
+    if degree is not None and rows.size(1) == 1 and bool((rows[:, 0] == degree).all()):
         caption = "In the circles: degree of the node."
     elif degree is not None:
         names = [f"{name}:{d}" for name, d in zip(names, degree.tolist(), strict=True)]

@@ -22,7 +22,6 @@ from g2m.errors import G2MError, check_seed, check_whole, choose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from torch_geometric.data import Data
 
 Array = np.ndarray | Tensor
@@ -547,11 +546,6 @@ class TreeClasses:
         """Class ``[N]`` of every node's tree of L hops."""
         return self.levels[-1]
 
-    def truncate(self, num_hops: int) -> TreeClasses:
-        """Return the classes of the trees cut to fewer hops: the same as with ``tree_classes(…, num_hops=…)``."""
-        end = _check_hops(num_hops, self.num_hops) + 1
-        return TreeClasses(self.levels[:end], self.first[:end], self.node_key, self._arcs)
-
     @cached_property
     def dag(self) -> ClassDAG:
         """What the classes are: a structure that all their trees share, on the CPU."""
@@ -720,12 +714,11 @@ class ClassDAG:
         edge_index = np.stack([np.arange(len(parent)) + len(keys[0]), parent])
         return Forest(np.concatenate(keys), edge_index, edge_key, depth, np.concatenate(trees))
 
-    def to_pyg(self, classes: Array, keys: TreeKeys | None = None, *, max_nodes: int = 1_000_000) -> Data:
+    def to_pyg(self, classes: Array, *, max_nodes: int = 1_000_000) -> Data:
         """Return the trees of classes of the top level as one PyG ``Data``, arcs from child to parent.
 
         Args:
             classes: see :meth:`unroll`.
-            keys: what the node and arc keys come from, for ``x`` and ``edge_attr``; default: without them.
             max_nodes: see :meth:`unroll`.
 
         Returns:
@@ -733,15 +726,13 @@ class ClassDAG:
             ``root_mask`` ``[n]``, ``edge_index`` ``[2, n - R]`` and ``edge_key`` ``[n - R]``.
 
         Raises:
-            G2MError: as :meth:`unroll`, and on keys that stand for no attributes.
+            G2MError: as :meth:`unroll`.
         """
         from torch_geometric.data import Data
 
         forest = Forest(*map(torch.from_numpy, self.unroll(classes, max_nodes=max_nodes)))
         return Data(
-            x=None if keys is None else keys.decode_nodes(forest.key),
             edge_index=forest.edge_index,
-            edge_attr=None if keys is None else keys.decode_edges(forest.edge_key),
             num_nodes=len(forest.key),
             node_key=forest.key,
             edge_key=forest.edge_key,
@@ -749,33 +740,6 @@ class ClassDAG:
             tree=forest.tree,
             root_mask=forest.depth == 0,
         )
-
-    def draw(
-        self,
-        tree: int,
-        *,
-        label: Callable[[int], str] = str,
-        edge_label: Callable[[int], str] | None = None,
-        max_nodes: int = 200,
-    ) -> Figure:
-        """Draw the tree of a class of the top level, its root on top; equal keys have equal colours.
-
-        Args:
-            tree: the class.
-            label: text for a node's key, default the number itself.
-            edge_label: text for an arc's key; default none.
-            max_nodes: of the tree, default 200.
-
-        Raises:
-            G2MError: on a class that is not there, or a larger tree.
-        """
-        from matplotlib.figure import Figure  # no pyplot: no window system is asked for
-
-        figure = Figure(layout="tight")
-        axes = figure.add_subplot(frame_on=False)
-        across, down = self.draw_on(axes, tree, label=label, edge_label=edge_label, max_nodes=max_nodes)
-        figure.set_size_inches(max(2.4, 0.4 * across), 1.1 * down + 0.3)
-        return figure
 
     def draw_on(
         self,
@@ -787,17 +751,20 @@ class ClassDAG:
         number: Callable[[int], int] = int,
         max_nodes: int = 200,
     ) -> tuple[int, int]:
-        """Draw as :meth:`draw` does, on given axes; return how many leaves are side by side, and how many levels.
+        """Draw the tree of a class of the top level, its root on top; return how many leaves and levels it has.
 
         Leaves are at 0, 1, … from the left, nodes of depth d at -d: limits and size of the axes are the caller's.
 
         Args:
             axes: of matplotlib.
-            tree, label, edge_label, max_nodes: see :meth:`draw`.
+            tree: the class.
+            label: text for a node's key, default the number itself.
+            edge_label: text for an arc's key; default none.
             number: of a key's colour, of which there are 20; default the key itself.
+            max_nodes: of the tree, default 200.
 
         Raises:
-            G2MError: as :meth:`draw`.
+            G2MError: on a class that is not there, or a larger tree.
         """
         import networkx as nx
         from matplotlib import colormaps
@@ -918,7 +885,7 @@ class Inspection(NamedTuple):
         advice = f"{_hops(fewer[-1])} ({fewer[-1].repeated:.0%} of the nodes repeat) or " if fewer else ""
         return (
             f"Mirage cannot work {where}: {share}, so no set of trees is frequent. "
-            f"Take {advice}coarser keys: fewer bins or codes, fewer attributes."
+            f"Take {advice}whole graphs: 'herding', 'kcenter' or 'random'."
         )
 
     def __str__(self) -> str:

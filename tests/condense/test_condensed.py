@@ -16,10 +16,11 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from g2m import G2MError, Graphs, load
+from g2m import G2MError, Graphs, load, storage
 from g2m.condense import CondensedSet, Trees, TreeTable, condense
 from g2m.condense.condensed import narrow, pack, unpack
 from g2m.condense.program import Program
+from g2m.errors import FileError
 from g2m.graph_gnn import Encoder, GraphGNN
 
 quick = settings(max_examples=60)
@@ -48,7 +49,7 @@ any_array = st.one_of(
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_packed_and_unpacked_it_is_the_same(array):
     stored, how = pack(array)
-    found = unpack(stored, json.loads(json.dumps(how))).astype(array.dtype)
+    found = unpack(stored, json.loads(json.dumps(how)), "x").astype(array.dtype)
     assert found.shape == array.shape
     assert np.array_equal(found, array, equal_nan=array.dtype.kind == "f")
     assert stored.nbytes <= array.nbytes
@@ -259,7 +260,7 @@ LABELS = {
 @pytest.mark.parametrize("per_task", [False, True])
 def test_labels_and_weights_are_the_same_from_a_file(y, per_task, folder):
     weight = torch.tensor([1, 128 / 255, 0.1, 1 / 255])
-    weight = weight[:, None].repeat(1, 2) if per_task else weight
+    weight = weight[:, None].repeat(1, y.size(1)) if per_task and y.dim() == 2 else weight
     again(CondensedSet(bags(random_graphs()), y, weight), folder)
 
 
@@ -342,6 +343,65 @@ def test_trees_by_hand():
         "weight": [1],
     }  # keys, classes below and items are ranges
     assert made.nbytes().raw == 13
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "wrong", "message"),
+    [
+        ("trees", "1.child", [99], r"1\.child: expected numbers in \[0, \d+\] \(got .*99\)"),
+        ("trees", "1.below", [99], r"1\.below: expected numbers in \[0, \d+\] \(got .*99\)"),
+        ("trees", "1.children", [99], r"1\.children: expected numbers from 0 of sum"),
+        ("trees", "1.multiplicity", None, r"1\.multiplicity: expected shape \[\d+\] \(got \d+ numbers\)"),
+        ("trees", "key", [99], r"0\.key: expected numbers in \[0, \d+\]"),
+        ("trees", "item", [99], r"item: expected numbers in \[0, \d+\]"),
+        ("trees", "bag", [99], "bag: expected numbers from 0 of sum"),
+        ("trees", "y", None, r"y: expected shape \[4\] \(got 3 numbers\)"),
+        ("graphs", "key", [99], r"key: expected numbers in \[0, \d+\]"),
+        ("graphs", "arcs", [99], "arcs: expected numbers from 0 of sum"),
+        ("graphs", "edge", [99], "edge_index: expected"),
+    ],
+)
+def test_a_file_that_does_not_fit_together_is_refused(what, field, wrong, message, tmp_path):
+    graphs = random_graphs(edges="none")
+    rows = len(graphs) if what == "graphs" else 4
+    made = CondensedSet(graphs if what == "graphs" else bags(graphs), torch.arange(rows) % 3, torch.rand(rows))
+    path = made.save(tmp_path / "set.safetensors")
+    tensors, meta = storage.read(path, "condensed set")
+    notes = meta["notes"][f"{field}:"]
+    if wrong is None:
+        tensors[field] = tensors[field].flatten()[:-1]
+    else:
+        full = unpack(tensors[field].numpy() if field in tensors else np.empty(0), notes, field).copy()
+        full.flat[0] = wrong[0]
+        array, meta["notes"][f"{field}:"] = pack(full)
+        tensors[field] = torch.from_numpy(array)
+    storage.write(path, "condensed set", tensors, meta)
+    with pytest.raises(FileError, match=rf"does not fit together: {message}.* Condense again"):
+        CondensedSet.load(path)
+
+
+def test_a_file_without_a_field_is_refused(tmp_path):
+    path = labelled(random_graphs()).save(tmp_path / "set.safetensors")
+    tensors, meta = storage.read(path, "condensed set")
+    del meta["notes"]["sizes:"]
+    storage.write(path, "condensed set", tensors, meta)
+    with pytest.raises(FileError, match=r"path: expected 'sizes' in .*none"):
+        CondensedSet.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": torch.zeros(3)}, r"y: expected shape \[4\] or \[4, C\] \(got \[3\]\)"),
+        ({"y": torch.zeros(4, 1, 1)}, "y: expected shape"),
+        ({"weight": torch.ones(5)}, r"weight: expected shape \[4\], or that of y \(got \[5\]\)"),
+        ({"weight": torch.ones(4, 2)}, "weight: expected shape"),
+    ],
+)
+def test_labels_and_weights_are_one_a_record(change, message):
+    given = {"content": bags(random_graphs()), "y": torch.zeros(4).long(), "weight": torch.ones(4)}
+    with pytest.raises(G2MError, match=message):
+        CondensedSet(**given | change)
 
 
 @pytest.mark.parametrize("what", ["graphs", "trees"])
@@ -536,9 +596,24 @@ def test_a_record_is_drawn():
     figure = trees.draw(0)
     assert len(figure.axes) == len(trees.content.bags[[0]].indices)
     assert figure.axes[0].get_title() == f"× {trees.content.bags.data[0]:g}"
+    assert any(text.get_text().startswith("Record 0: y = ") for text in figure.texts)
+    # Graphs without attributes: a node is named by its degree, a bag has one tree here.
+    assert [text.get_text() for text in figure.axes[0].texts] == [str(d) for d in trees.to_pyg()[0].degree.tolist()]
+    assert figure.texts[-1].get_text() == "In the circles: degree of the node."
     assert len(whole.draw(0).axes) == 1
     for made in (trees, whole):
         with pytest.raises(G2MError, match=r"record: expected one of 0 …"):
             made.draw(len(made))
-        with pytest.raises(G2MError, match="at most 1"):
-            made.draw(0, max_nodes=1)
+    with pytest.raises(G2MError, match="record: expected one of 1 to max_nodes=1 nodes"):
+        whole.draw(0, max_nodes=1)
+    for content, empty in ((random_graphs(), 1), (bags(random_graphs()), 3)):
+        with pytest.raises(G2MError, match=rf"record: expected one of .* \(got 0 in record {empty}\)"):
+            labelled(content).draw(empty)
+
+
+def test_nodes_of_a_graph_are_named_by_their_attributes():
+    graphs = Graphs(torch.tensor([[5], [7], [5]]), [[0, 1], [1, 0]], [0], [0, 3], num_classes=2)
+    figure = CondensedSet(graphs, graphs.y, torch.ones(1)).draw(0)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["5", "7", "5"]
+    assert figure.get_supxlabel() == "In the circles: attribute of the node."
+    assert figure.get_suptitle() == "Record 0: y = 0; weight = 1"

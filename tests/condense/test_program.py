@@ -292,10 +292,10 @@ def test_a_root_is_what_its_node_is_from_as_many_hops_and_not_from_fewer(name, n
 
     expected = forward(graphs)
     keys = TreeKeys().fit(graphs)
-    classes = tree_classes(graphs.edge_index, *keys.transform(graphs), num_hops=num_layers + 1)
     for num_hops in range(num_layers + 2):
-        part = classes.truncate(num_hops)
-        trees = part.dag.to_pyg(np.arange(part.num_classes[-1]), keys)
+        part = tree_classes(graphs.edge_index, *keys.transform(graphs), num_hops=num_hops)
+        trees = part.dag.to_pyg(np.arange(part.num_classes[-1]))
+        trees.x, trees.edge_attr = keys.decode_nodes(trees.node_key), keys.decode_edges(trees.edge_key)
         roots = forward(trees)[trees.root_mask]
         error = float((roots[part.ids] - expected).abs().max())
         assert error < PRECISE if num_hops >= num_layers + more else error > 1e-3
