@@ -85,7 +85,12 @@ def budget_bytes(budget: int | str, graphs: Graphs) -> int:
         G2MError: on anything else.
     """
     number, percent = check_budget(budget)
-    return check_whole("budget", int(number / 100 * everything(graphs).nbytes().raw)) if percent else int(number)
+    if not percent:
+        return int(number)
+    whole = everything(graphs).nbytes().raw
+    if (made := int(number / 100 * whole)) < 1:
+        raise G2MError(f"budget: expected at least one byte (got {budget!r} of {whole:,} bytes). Raise it.")
+    return made
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> None:
