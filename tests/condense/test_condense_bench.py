@@ -145,6 +145,33 @@ def test_size_is_the_number_of_nodes():
     assert cell.run()["scores"]["test"] == pytest.approx(max(by_hand, 1 - by_hand))
 
 
+def test_a_linear_model_at_equal_bytes_knows_the_graphs_of_random_alone(monkeypatch):
+    model, seen = bench.CountModel, {}
+
+    def watched(levels, y, seed):
+        seen[len(seen)] = (levels[0].sum(1), y)
+        return model(levels, y, seed)
+
+    monkeypatch.setattr(bench, "CountModel", watched)
+    few, every = grid(["wl, equal bytes", "wl"])
+    graphs, sizes = few.graphs(), few.graphs().ptr.diff().numpy()
+    chosen = g2m.condense.condense(graphs, "random", num_hops=few.hops, budget=few.budget, seed=0).content.graph_id
+    assert 1 < len(chosen) < len(graphs.part("train"))
+    for cell, ids in ((few, chosen), (every, graphs.part("train"))):
+        cell.run()
+        counted, y = seen[len(seen) - 1]
+        assert counted.tolist() == sizes[ids].tolist()  # of trees of no hops a graph has as many as nodes
+        assert y.tolist() == graphs.y[ids].tolist()
+
+
+@pytest.mark.parametrize("row", ["scored", "mirage", "lossless", "random"])
+@pytest.mark.parametrize("backbone", ["gin", "gcn"])
+def test_trees_tell_degrees_apart_for_networks_that_divide_by_them(row, backbone):
+    (cell,) = grid([row], backbones=[backbone])
+    options = cell.condensed(cell.graphs()).meta["options"]
+    assert options.get("degrees", False) is (backbone == "gcn" and row != "random")
+
+
 def test_the_threshold_is_that_of_validation():
     margin, y = torch.tensor([-2.0, -1.0, 0.5, 3.0]), torch.tensor([0, 0, 0, 1])
     assert bench._threshold(margin, y) == 1.75
@@ -269,6 +296,21 @@ def test_flags_name_the_controls_that_are_not_beaten():
     assert by_row["random"]["not above"] == "size, wl"
     assert dict(zip(of, next(line for line in gains if line[0] == "scored"), strict=True))["over random"] == "+20.0"
     assert set(CONTROLS) >= {name.removeprefix("over ") for name in of[1:-1]}
+
+
+@pytest.mark.parametrize(("gain", "beaten"), [(0.0115, False), (0.0117, True)])
+def test_a_control_is_beaten_from_two_standard_errors_on(gain, beaten):
+    """Gains of 1 and -1 hundredth about a mean over three seeds: their standard error is 1 / √3 hundredths."""
+    common = {"data": "atlas", "budget": "1%", "hops": 2, "metric": "rocauc", "bytes_full": 1000, "bytes": 10}
+    common |= {"options": {}, "method_options": {}}
+    records = [
+        {**common, "key": f"{row} {seed}", "row": row, "backbone": backbone, "seed": seed, "scores": scores}
+        for row, backbone, mean in (("scored", "gin", 0.5 + gain), ("size", None, 0.5))
+        for seed, moved in enumerate((-0.01, 0, 0.01))
+        for scores in [{"test": mean + moved * (row == "scored"), "test_accuracy": 0}]
+    ]
+    ((_, header, (line, _)), *_) = tables(records)
+    assert dict(zip(header, line, strict=True))["not above"] == ("–" if beaten else "size")
 
 
 @pytest.mark.parametrize("turned", [False, True])
