@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from heapq import heapify, heappop, heappush
 from itertools import islice
 
@@ -12,7 +14,7 @@ import torch
 from scipy.sparse import coo_array, csr_array
 
 from g2m.condense.condensed import CondensedSet, Trees
-from g2m.condense.mining import LIMIT, Cover, Itemset, TooManyError, cover, mine, top_k, within_budget
+from g2m.condense.mining import LIMIT, Cover, Itemset, Itemsets, TooManyError, cover, mine, top_k, within_budget
 from g2m.condense.program import attributes
 from g2m.condense.trees import TreeKeys, graph_sets, tree_classes
 from g2m.errors import G2MError, check_flag, check_keys, check_whole, choose
@@ -23,6 +25,7 @@ PRIORS = ("train", "balanced")
 _CANDIDATES = 20_000  # closed sets that a cover is chosen from
 _BLOCK = 256  # patterns whose trees are counted at a time
 _LEAST = 8  # bytes of a record, about: so many of them as the budget holds are candidates
+_LEFT = 1 / 20  # share of a budget that may stay unused where the next record does not fit
 
 
 class TreeTable:
@@ -80,7 +83,8 @@ def mirage(
 
     Ours: closed sets of trees, of all classes together; each is one record, a bag of its trees as often as they are on
     average in the graphs that hold it, scaled to the mean size of those; labelled by the classes of those graphs;
-    weighted by their number. Which ones: those that together hold the most nodes of the graphs, greedily by byte.
+    weighted by their number. Which ones: those that together hold the most nodes of the graphs, greedily by byte;
+    where one does not fit the budget and leaves much of it, smaller ones follow.
 
     Args:
         graphs: the training graphs.
@@ -91,7 +95,7 @@ def mirage(
         faithful: the paper's way: sets mined class by class, each tree once, plain labels, chance to be drawn in
             proportion to support; and all frequent sets, where closed ones would do. Default ``False``.
         shared: with ``faithful``, sets that are frequent in several classes: ``"keep"`` (default), once for each;
-            ``"drop"``, and leave what they would take of a budget. Ours holds a set once, with shares of classes.
+            ``"drop"``, not at all. Ours holds a set once, with shares of classes.
         prior: of the classes, in the weights: ``"train"`` (default), as in the graphs; ``"balanced"``: all alike, and
             shares of classes accordingly.
         min_size: trees that a set must have, from 1 (default).
@@ -158,38 +162,51 @@ def _by_class(
     if missing := [c for c in present if c not in support_of]:
         raise G2MError(f"min_support: expected one for each class (got none for {missing[0]}). Add it.")
 
-    def make(share: float) -> CondensedSet:
-        found: dict[int, dict[Itemset, int]] = {}
-        for c in present:
-            transactions = table.counts[np.flatnonzero(y == c)]
+    size = _size(table, num_classes, min_size)
+
+    def frequent(c: int) -> Itemsets:
+        transactions = table.counts[np.flatnonzero(y == c)]
+        try:
             if budget is not None:
-                sets = within_budget(transactions, _size(table, num_classes, min_size), share, kind="frequent")
-            else:
-                try:
-                    sets = mine(transactions, min_support=support_of[c], kind="frequent")
-                except TooManyError:
-                    raise G2MError(
-                        f"min_support: expected one that at most {LIMIT:,} sets of trees reach (got {support_of[c]}, "
-                        f"for class {c}). Raise it, or leave faithful out: ours takes closed sets."
-                    ) from None
-            found[c] = {items: int(s) for items, s in zip(sets, sets.supports, strict=True) if len(items) >= min_size}
+                return within_budget(transactions, size, budget, kind="frequent")
+            return mine(transactions, min_support=support_of[c], kind="frequent")
+        except TooManyError:
+            given = f"min_support: expected a higher one (got {support_of[c]}"
+            if budget is not None:
+                given = f"budget: expected a lower one (got {budget}"
+            raise G2MError(
+                f"{given}: more than {LIMIT:,} sets of trees of class {c}). Leave faithful out: ours takes closed sets."
+            ) from None
+
+    mined = {c: frequent(c) for c in present}
+    of_class = np.bincount(y, minlength=num_classes) if prior == "train" else np.ones(num_classes)
+
+    def make(number: Mapping[int, int | None]) -> CondensedSet:
+        """Return a set of the first so many of each class."""
+        found: dict[int, dict[Itemset, int]] = {}
+        for c, sets in mined.items():
+            pairs = islice(zip(sets, sets.supports.tolist(), strict=True), number.get(c))
+            found[c] = {items: support for items, support in pairs if len(items) >= min_size}
         if shared == "drop":
             common = {items for c in found for items in found[c] if any(items in found[d] for d in found if d != c)}
             found = {c: {items: s for items, s in sets.items() if items not in common} for c, sets in found.items()}
         records = [(items, c, support) for c, sets in found.items() for items, support in sets.items()]
         content = _bags(table, [items for items, _, _ in records])
-        of_class = np.bincount(y, minlength=num_classes) if prior == "train" else np.ones(num_classes)
         total = {c: sum(sets.values()) for c, sets in found.items()}
         # A class is drawn by its share of the graphs, a set within it by its support.
         weight = np.array([support / total[c] * of_class[c] for _, c, support in records], np.float32)
         return CondensedSet(content, torch.tensor([c for _, c, _ in records], dtype=torch.long), rounded(weight))
 
-    share = (budget or 0) / len(present)
-    made = make(share)
-    while budget is not None and (size := made.nbytes().raw) > budget:
-        share *= 0.95 * budget / size  # together, classes may need wider numbers, of trees and weights, than apart
-        made = make(share)
-    return made
+    if budget is None:
+        return make({})
+    bytes_of = cache(lambda c, end: size(mined[c].items[:end]))
+
+    def within(share: int) -> dict[int, int]:
+        return {c: sets.number_within(lambda end, c=c: bytes_of(c, end), share) for c, sets in mined.items()}
+
+    # Classes have the same share of the budget each: as much as lets them fit together, for they share trees.
+    over = bisect_left(range(budget + 1), True, key=lambda share: make(within(share)).nbytes().raw > budget)
+    return make(within(over - 1))
 
 
 def _by_name(
@@ -264,13 +281,30 @@ def _together(
     most = min(max(budget // _LEAST, 1), _CANDIDATES)
     sets = top_k(table.counts, most if min_size == 1 else _CANDIDATES)  # smaller ones, often most of them, go
     patterns = [items for items in sets if len(items) >= min_size][:most]
-    order, chosen = _coverage_order(table.counts, patterns), []
+    children, taken = np.diff(table.dag.levels[-1].crow), []
 
-    def make(size: int) -> CondensedSet:
-        chosen.extend(islice(order, size - len(chosen)) if size > len(chosen) else ())
-        return _records(table, [patterns[i] for i in chosen[:size]], prior)
+    def cost(items: Itemset) -> int:
+        return int((2 + children[list(items)]).sum())
 
-    return longest(make, len(patterns), budget)
+    def fill(patterns: Sequence[Itemset], taken: list[Itemset]) -> tuple[CondensedSet, list[Itemset]]:
+        """Return the set of those taken and as many more as fit, and the order of these, one more if there is."""
+        ahead, order = [], _coverage_order(table.counts, patterns, taken)
+
+        def make(size: int) -> CondensedSet:
+            ahead.extend(patterns[i] for i in islice(order, max(size - len(ahead), 0)))
+            return _records(table, taken + ahead[:size], prior)
+
+        return longest(make, len(patterns), budget), ahead
+
+    while True:
+        made, ahead = fill(patterns, taken)
+        size = len(made) - len(taken)
+        if size == len(patterns) or budget - made.nbytes().raw <= _LEFT * budget:
+            return made
+        # One record may not fit, all trees of a large graph say, where smaller ones do.
+        taken, most = taken + ahead[:size], cost(ahead[size]) // 2
+        gone = set(taken)
+        patterns = [items for items in patterns if cost(items) <= most and items not in gone]
 
 
 def longest(make: Callable[[int], CondensedSet], most: int, budget: int) -> CondensedSet:
@@ -292,35 +326,42 @@ def longest(make: Callable[[int], CondensedSet], most: int, budget: int) -> Cond
     return made
 
 
-def _coverage_order(counts: csr_array, patterns: Sequence[Itemset]) -> Iterator[int]:
-    """Yield patterns by how many nodes of the graphs they cover that none before does, greedily and lazily."""
+def _coverage_order(counts: csr_array, patterns: Sequence[Itemset], taken: Sequence[Itemset] = ()) -> Iterator[int]:
+    """Yield patterns by how many nodes of the graphs they cover that none before does, nor those taken, lazily."""
     columns = counts.tocsc()
-    holders = cover(counts, patterns)
     seen: dict[int, np.ndarray] = {}  # of a class: which of its entries are covered
-    entries = {item: slice(*columns.indptr[item : item + 2]) for items in patterns for item in items}
+
+    def covered(items: Itemset, held: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
+        for item in items:
+            part = slice(*columns.indptr[item : item + 2])
+            yield item, part, held[columns.indices[part]]
+
+    def see(items: Itemset, held: np.ndarray) -> None:
+        for item, _, here in covered(items, held):
+            seen[item] = seen[item] | here if item in seen else here
 
     def gain(i: int) -> float:
-        held, total = holders.dense(slice(i, i + 1))[0], 0.0
-        for item in patterns[i]:
-            part = entries[item]
-            new = held[columns.indices[part]] & ~seen.get(item, np.zeros(part.stop - part.start, bool))
-            total += columns.data[part][new].sum()
+        total = 0.0
+        for item, part, here in covered(patterns[i], holders.dense(slice(i, i + 1))[0]):
+            total += columns.data[part][here & ~seen[item] if item in seen else here].sum()
         return total / (1 + len(patterns[i]))  # about what it costs
+
+    before = cover(counts, taken)
+    for i, items in enumerate(taken):
+        see(items, before.dense(slice(i, i + 1))[0])
+    holders = cover(counts, patterns)
 
     queue = [(-np.inf, i) for i in range(len(patterns))]
     heapify(queue)
-    fresh, taken = [-1] * len(patterns), 0
+    fresh, drawn = [-1] * len(patterns), 0
     while queue:
         _, i = heappop(queue)
-        if fresh[i] != taken:
-            fresh[i] = taken
+        if fresh[i] != drawn:
+            fresh[i] = drawn
             heappush(queue, (-gain(i), i))
             continue
-        held = holders.dense(slice(i, i + 1))[0]
-        for item in patterns[i]:
-            part = entries[item]
-            seen[item] = seen.get(item, np.zeros(part.stop - part.start, bool)) | held[columns.indices[part]]
-        taken += 1
+        see(patterns[i], holders.dense(slice(i, i + 1))[0])
+        drawn += 1
         yield i
 
 

@@ -172,13 +172,16 @@ def test_a_class_that_is_left_out_is_named():
     assert set(made.y.tolist()) == {0}
 
 
-def test_more_sets_than_can_be_held_are_refused_in_its_own_words(monkeypatch):
+@pytest.mark.parametrize(("given", "function"), [("min_support", "mine"), ("budget", "within_budget")])
+def test_more_sets_than_can_be_held_are_refused_in_its_own_words(given, function, monkeypatch):
     def too_many(*_, **__):
         raise TooManyError("limit")
 
-    monkeypatch.setattr(sys.modules["g2m.condense.mirage"], "mine", too_many)
-    with pytest.raises(G2MError, match=r"min_support: expected one that at most 100,000 .* leave faithful out"):
-        mirage(small(3), num_hops=1, min_support=1, faithful=True)
+    monkeypatch.setattr(sys.modules["g2m.condense.mirage"], function, too_many)
+    with pytest.raises(
+        G2MError, match=rf"{given}: expected a .* one \(got 99: more than 100,000 .* Leave faithful out"
+    ):
+        mirage(small(3), num_hops=1, faithful=True, **{given: 99})
 
 
 def test_a_class_without_graphs_needs_no_threshold():
@@ -308,7 +311,7 @@ def by_coverage(rows: list[Counter], patterns: list[frozenset]) -> list[frozense
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_records_come_in_order_of_what_they_cover_until_the_budget_is_full(seed):
+def test_records_come_in_order_of_what_they_cover_until_one_does_not_fit(seed):
     graphs = small(seed)
     rows, table = trees_of_graphs(graphs, 2), TreeTable(graphs, 2)
     every = mine(table.counts, min_support=1)
@@ -319,10 +322,32 @@ def test_records_come_in_order_of_what_they_cover_until_the_budget_is_full(seed)
     for budget in range(LEAST * len(every), 200, 9):
         made = mirage(graphs, num_hops=2, budget=budget)
         found = [frozenset(bag) for bag in trees_of_bags(made.content)]
-        assert found == order[: len(found)]
-        sizes.append(len(found))
+        first = next((i for i, pair in enumerate(zip(found, order, strict=False)) if pair[0] != pair[1]), len(found))
+        assert len(set(found)) == len(found)
+        assert made.nbytes().raw <= budget
+        assert set(found[first:]) <= set(order[first + 1 :])
+        sizes.append(first)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == len(every)
+
+
+def test_a_record_that_does_not_fit_leaves_the_budget_to_smaller_ones():
+    """One graph of ninety nodes, no two alike; thirty of one node each, and thirty of two."""
+    labels = [*range(120), *(label for i in range(120, 150) for label in (i, i))]
+    sizes = [90, *[1] * 30, *[2] * 30]
+    graphs = Graphs(torch.tensor(labels)[:, None], [], [0, 1] * 30 + [0], np.cumsum([0, *sizes]))
+    made = mirage(graphs, num_hops=1, budget=300)
+    assert [len(bag) for bag in trees_of_bags(made.content)] == [1] * (300 // LEAST - 1)  # all candidates but one
+
+
+def test_classes_that_share_trees_share_what_they_take_of_a_budget():
+    """Two classes of the same graphs take little more than one: the budget of both together holds all of both."""
+    graphs = small(3)
+    twice = graphs.subset([*range(len(graphs))] * 2)
+    twice = replace(twice, y=torch.arange(2).repeat_interleave(len(graphs)))
+    every = mirage(twice, num_hops=1, min_support=1, faithful=True)
+    made = mirage(twice, num_hops=1, budget=every.nbytes().raw, faithful=True)
+    assert records(made) == records(every)
 
 
 @pytest.mark.parametrize("prior", ["train", "balanced"])
@@ -352,7 +377,7 @@ def test_sets_too_small_take_nothing_of_a_budget(seed, min_size):
     for faithful in (False, True):
         options = {"num_hops": 1, "min_size": min_size, "faithful": faithful}
         every = mirage(graphs, min_support=1, **options)
-        enough = max((1 + faithful) * (every.nbytes().raw + 2 * len(every)), LEAST * len(every))  # for each class
+        enough = max(every.nbytes().raw + 2 * len(every), LEAST * len(every))
         made = mirage(graphs, budget=enough, **options)
         assert made.nbytes().raw <= enough
         found, expected = ({(frozenset(bag), str(y)) for bag, y, _ in records(one)} for one in (made, every))
